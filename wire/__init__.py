@@ -1,0 +1,1 @@
+"""What master, agent and gateway say to each other: messages, signatures, manifests. No Django, no I/O."""

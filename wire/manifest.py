@@ -1,0 +1,69 @@
+"""The manifest of a model version: which files it has, their sizes and sha256. Immutable, addressed by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import PurePosixPath
+
+import msgspec
+
+from wire.errors import BadMessage
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One file of a version: `path` is relative, with `/`, and never leaves the version's folder."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Files sorted by path. `digest` names the content: two versions with equal files have equal digests."""
+
+    files: tuple[ManifestFile, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over the sorted, canonical JSON of the files."""
+        return hashlib.sha256(msgspec.json.encode(sorted(self.files))).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def check_path(path: str) -> str:
+    """`path` when it is safe to create below a version's folder.
+
+    Raises:
+        BadMessage: absolute, empty, with `..`, a backslash, a NUL or a control character.
+    """
+    pure = PurePosixPath(path)
+    bad = (
+        not path
+        or pure.is_absolute()
+        or any(part in ("..", ".") for part in path.split("/"))
+        or "\\" in path
+        or any(ord(char) < 32 for char in path)
+        or str(pure) != path
+    )
+    if bad:
+        raise BadMessage(f"{path!r} is not a safe path inside a model version")
+    return path
+
+
+def check_manifest(manifest: Manifest) -> Manifest:
+    """`manifest` when every path is safe and unique, every size sane and every hash a sha256; else BadMessage."""
+    seen: set[str] = set()
+    for file in manifest.files:
+        check_path(file.path)
+        if file.path in seen:
+            raise BadMessage(f"{file.path!r} is twice in the manifest")
+        seen.add(file.path)
+        if file.size_bytes < 0 or not _SHA256.fullmatch(file.sha256):
+            raise BadMessage(f"{file.path!r} has a wrong size or sha256 in the manifest")
+    return manifest

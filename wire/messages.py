@@ -1,0 +1,425 @@
+"""Messages on the links agent <-> master and gateway <-> master: JSON text frames, tagged by `type`.
+
+Whole states, never commands: any message may be lost, and the next one still says everything.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from wire.engine import EngineSpec, RuntimeKind
+from wire.envelope import Envelope
+from wire.errors import BadMessage
+from wire.manifest import Manifest
+from wire.versions import PROTOCOL, RELEASE
+
+AGENT_LINK_PATH = "/link/agent"
+GATEWAY_LINK_PATH = "/link/gateway"
+BLOB_PATH = "/api/v1/blobs/{sha256}"
+JOIN_PATH = "/api/v1/join"
+JOIN_CA_PATH = "/api/v1/join/ca"
+
+
+class InstanceState(StrEnum):
+    """What an agent sees of an instance. Every state but READY, STOPPED and FAILED has a deadline at the agent."""
+
+    PENDING = "pending"  # known, nothing done yet
+    FETCHING = "fetching"  # model files (or the image) are on their way
+    STARTING = "starting"  # engine runs, is not ready yet
+    READY = "ready"
+    UNHEALTHY = "unhealthy"  # was ready, does not answer its check now
+    BACKOFF = "backoff"  # died; will be started again at `retry_at`
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"  # cannot be run here; the reason says why. Tried again only when the spec changes
+
+
+# ------------------------------------------------------------------------------------------------ join (HTTPS)
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST JOIN_PATH`. The private key never leaves the node."""
+
+    token: str
+    name: str
+    public_key_pem: str
+    """Ed25519: the node signs its tokens with it."""
+    tls_public_key_pem: str
+    """EC: the certificate is made for it."""
+    role: str = "agent"  # agent | gateway
+    addresses: tuple[str, ...] = ()
+    """Host names and IP addresses others can reach this node at; become SANs of its certificate."""
+    release: str = RELEASE
+
+
+class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to a JoinRequest, 201. Errors are RFC 9457 problems."""
+
+    node_id: str
+    name: str
+    certificate_pem: str
+    ca_pem: str
+    signing_public_key_pem: str
+    """Ed25519 key that signs desired states."""
+
+
+# ------------------------------------------------------------------------------------------------ desired state
+
+
+class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine that should run on a server."""
+
+    instance_id: str
+    deployment: str
+    revision: int
+    runtime: RuntimeKind
+    engine: EngineSpec
+    model: Manifest
+    model_name: str
+    """`name:version` of the model version, for people."""
+    spec_hash: str
+
+
+class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that should run on one server. Travels as the payload of a signed Envelope."""
+
+    server_id: str
+    generation: int
+    instances: tuple[InstanceSpec, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------ agent -> master
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU as NVML reports it."""
+
+    index: int
+    name: str
+    uuid: str
+    memory_total_bytes: int
+    memory_used_bytes: int
+    utilization_percent: float
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """Load of a server at one moment."""
+
+    cpu_percent: float  # of all cores together, 0..100
+    memory_total_bytes: int
+    memory_available_bytes: int
+    disk_total_bytes: int  # of the file system with the agent's home
+    disk_free_bytes: int
+    devices: tuple[Device, ...] = ()
+    load_1m: float = 0.0
+
+
+class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A runtime that works on this server now."""
+
+    kind: RuntimeKind
+    version: str
+    images: tuple[str, ...] = ()  # docker: repo tags present
+    programs: tuple[str, ...] = ()  # process: names that can be started
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What does not change while an agent runs."""
+
+    hostname: str
+    host_id: str
+    """Same for all nodes on one machine (machine-id and boot id hashed): a gateway goes straight to engines there."""
+    os: str
+    cpu_model: str
+    cpu_count: int
+    memory_bytes: int
+    runtimes: tuple[RuntimeInfo, ...]
+    relay_port: int
+    addresses: tuple[str, ...]
+
+
+class LastExit(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine's earlier attempt ended; kept over the restart that follows it."""
+
+    attempt: int
+    exit_code: int | None  # None: ended unseen
+    at: float  # Unix time
+    ran_s: float
+    command: tuple[str, ...]  # as resolved
+    lines: tuple[str, ...]  # last lines of its output, oldest first
+    cause: str = ""  # from the spec's failure_hints
+    remedy: str = ""
+
+
+class ObservedInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance as the agent sees it now."""
+
+    instance_id: str
+    spec_hash: str
+    state: InstanceState
+    reason: str = ""
+    since: float = 0.0  # Unix time of the last change of state
+    runtime: RuntimeKind = RuntimeKind.AUTO  # the one in use; AUTO: not chosen yet
+    unit_id: str = ""  # container id, or pid
+    port: int = 0  # on loopback of that server; 0: none yet
+    restarts: int = 0
+    retry_at: float = 0.0
+    progress: float = 0.0  # 0..1 of FETCHING
+    memory_bytes: int = 0
+    exits: tuple[LastExit, ...] = ()  # newest last, at most 5
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """First message of an agent after each connect."""
+
+    facts: Facts
+    generation: int  # last accepted desired state; 0: none
+    protocol: int = PROTOCOL
+    release: str = RELEASE
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True, tag="observed"):
+    """Whole observed state; sent on each change, and with every heartbeat."""
+
+    generation: int  # desired state it was working on
+    instances: tuple[ObservedInstance, ...]
+    rejected: str = ""  # why the newest desired state was refused; empty: it was accepted
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True, tag="metrics"):
+    """Heartbeat with load, every 5 s. Renews the server's lease."""
+
+    at: float
+    load: Load
+
+
+class LogTail(msgspec.Struct, frozen=True, kw_only=True, tag="log_tail"):
+    """Answer to a TailLogs order."""
+
+    nonce: str
+    instance_id: str
+    lines: tuple[str, ...]
+    error: str = ""
+
+
+# ------------------------------------------------------------------------------------------------ master -> agent
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
+    """First message of the master on any link."""
+
+    node_id: str
+    release: str = RELEASE
+    protocol: int = PROTOCOL
+    heartbeat_s: float = 5.0
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
+    """A signed DesiredState. Sent on connect and whenever the generation rises."""
+
+    envelope: Envelope
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
+    """A signed one-off order; the payload is a TailLogs."""
+
+    envelope: Envelope
+
+
+class TailLogs(msgspec.Struct, frozen=True, kw_only=True, tag="tail_logs"):
+    """Payload of an Order: send the last `lines` lines of an instance's output."""
+
+    nonce: str
+    instance_id: str
+    lines: int = 200
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Last message before the master closes a link: why, and what to do."""
+
+    code: str
+    message: str
+    remedy: str = ""
+    final: bool = False  # True: do not come back without new credentials
+
+
+AgentMessage = Hello | Observed | Metrics | LogTail
+MasterMessage = Welcome | Desired | Order | Refused
+
+
+# ------------------------------------------------------------------------------------------------ gateway feed
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Quota of a key or project; None: no limit. Days and months are UTC calendar ones."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    parallel_requests: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+
+
+class FeedProject(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    active: bool
+    limits: Limits = Limits()
+    tokens_today: int = 0
+    """Tokens already accounted on the master for the current UTC day, this gateway's acknowledged batches included."""
+    tokens_this_month: int = 0
+
+
+class FeedKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as the gateway needs it; the secret itself is unknown to everyone but its holder."""
+
+    id: str  # the 8 characters after `sk-stk-`
+    secret_hash: str  # hex HMAC-SHA256(pepper, whole key)
+    project_id: str
+    name: str
+    active: bool  # False: revoked
+    expires_at: float | None  # Unix time
+    models: tuple[str, ...] | None  # public names allowed; None: all
+    limits: Limits = Limits()
+    tokens_today: int = 0
+    tokens_this_month: int = 0
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A ready instance behind a route."""
+
+    instance_id: str
+    server_id: str
+    host_id: str
+    port: int  # on the loopback of its server: direct when host_id is the gateway's own
+    relay_addresses: tuple[str, ...]  # how to reach the relay of its server from another machine
+    relay_port: int
+    engine_model: str  # name the engine knows the model by
+
+
+class FeedRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """Public model name -> ready instances. With no target the model is known, but not ready: 503."""
+
+    id: str  # = model name
+    created: int  # Unix time
+    targets: tuple[Target, ...]
+    max_context_tokens: int | None = None
+    reason: str = ""  # why there is no target, for the 503
+    embeddings: bool = False
+
+
+class FeedSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
+    """Whole state; first after each connect."""
+
+    pepper: str  # hex
+    projects: tuple[FeedProject, ...]
+    keys: tuple[FeedKey, ...]
+    routes: tuple[FeedRoute, ...]
+
+
+class FeedDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """Changes since the message before on this connection: put these, drop those ids."""
+
+    projects: tuple[FeedProject, ...] = ()
+    keys: tuple[FeedKey, ...] = ()
+    routes: tuple[FeedRoute, ...] = ()
+    gone_projects: tuple[str, ...] = ()
+    gone_keys: tuple[str, ...] = ()
+    gone_routes: tuple[str, ...] = ()
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Summed usage of one hour x key x model x status within one batch."""
+
+    hour: int  # Unix time of the start of the UTC hour
+    project_id: str
+    key_id: str
+    model: str
+    status: int  # HTTP status given to the client (499: client went away)
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    duration_ms: int  # summed
+    ttft_ms: int  # summed over requests with a first token
+
+
+class UsageBatch(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
+    """Delivered until acknowledged; counted once by `batch_id` (unique over all gateways and time)."""
+
+    batch_id: str
+    rows: tuple[UsageRow, ...]
+
+
+class UsageAck(msgspec.Struct, frozen=True, kw_only=True, tag="usage_ack"):
+    batch_id: str
+
+
+class GatewayHello(msgspec.Struct, frozen=True, kw_only=True, tag="gateway_hello"):
+    host_id: str
+    base_url: str
+    protocol: int = PROTOCOL
+    release: str = RELEASE
+
+
+class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True, tag="gateway_status"):
+    """Every second: what this gateway may still send requests to, and what is in flight.
+
+    An instance can be stopped without losing a request when no live gateway lists it in `routable` and its in-flight
+    count is 0.
+    """
+
+    at: float
+    routable: tuple[str, ...]  # instance ids
+    in_flight: dict[str, int]  # instance id -> requests, zeros left out
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+
+
+GatewayMessage = GatewayHello | GatewayStatus | UsageBatch
+FeedMessage = Welcome | FeedSnapshot | FeedDelta | UsageAck | Refused
+
+_encoder = msgspec.json.Encoder()
+_agent_decoder = msgspec.json.Decoder(AgentMessage)
+_master_decoder = msgspec.json.Decoder(MasterMessage)
+_gateway_decoder = msgspec.json.Decoder(GatewayMessage)
+_feed_decoder = msgspec.json.Decoder(FeedMessage)
+
+
+def encode(message: msgspec.Struct) -> str:
+    """JSON text of a message."""
+    return _encoder.encode(message).decode()
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
+    try:
+        return decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(f"message not understood: {error}") from error
+
+
+def decode_from_agent(text: str | bytes) -> AgentMessage:
+    """Raises BadMessage."""
+    message: AgentMessage = _decode(_agent_decoder, text)
+    return message
+
+
+def decode_from_master(text: str | bytes) -> MasterMessage:
+    """Message on an agent's link. Raises BadMessage."""
+    message: MasterMessage = _decode(_master_decoder, text)
+    return message
+
+
+def decode_from_gateway(text: str | bytes) -> GatewayMessage:
+    """Raises BadMessage."""
+    message: GatewayMessage = _decode(_gateway_decoder, text)
+    return message
+
+
+def decode_feed(text: str | bytes) -> FeedMessage:
+    """Message on a gateway's link. Raises BadMessage."""
+    message: FeedMessage = _decode(_feed_decoder, text)
+    return message
