@@ -1,0 +1,5 @@
+"""Settings, URLs, process wiring. Imports every app; no app imports it."""
+
+from config.celery import app as celery_app
+
+__all__ = ["celery_app"]

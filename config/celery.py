@@ -1,0 +1,10 @@
+"""The Celery app: imports, retention, notifications."""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.embedded")
+app = Celery("stokehold")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()

@@ -1,0 +1,114 @@
+"""The home folder of one installation: where things lie, its secrets, and the options it was started with.
+
+No Django here: the launcher reads it before settings exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SOURCE_DIR = Path(__file__).resolve().parent.parent
+_MAX_SOCKET_PATH = 90  # sun_path holds 108 bytes; the longest name below `run` is 12
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` to `path` so that it is whole or not there, readable by the owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)  # mkstemp made it 0600
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below one home folder."""
+
+    path: Path
+
+    @classmethod
+    def current(cls) -> Home:
+        """`STOKEHOLD_HOME`, or `.stokehold/` beside the source."""
+        return cls(Path(os.environ.get("STOKEHOLD_HOME") or SOURCE_DIR / ".stokehold").absolute())
+
+    @property
+    def database(self) -> Path:
+        return self.path / "db.sqlite3"
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "ca"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def agent(self) -> Path:
+        return self.path / "agent"
+
+    @property
+    def gateway(self) -> Path:
+        return self.path / "gateway"
+
+    @property
+    def credentials(self) -> Path:
+        return self.path / "credentials.json"
+
+    @property
+    def run(self) -> Path:
+        """Folder for sockets; elsewhere when this path is too long for a unix socket."""
+        own = self.path / "run"
+        if len(str(own).encode()) <= _MAX_SOCKET_PATH:
+            return own
+        name = hashlib.sha256(str(self.path).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"stokehold-{os.getuid()}-{name}"
+
+    @property
+    def valkey_socket(self) -> Path:
+        return self.run / "valkey.sock"
+
+    @property
+    def supervisor_socket(self) -> Path:
+        return self.run / "up.sock"
+
+    def secrets(self) -> dict[str, str]:
+        """This installation's secrets; made at first use."""
+        path = self.path / "secrets.json"
+        if not path.exists():
+            made = {
+                "secret_key": secrets.token_urlsafe(50),
+                "key_pepper": secrets.token_hex(32),
+                "jwt_key": secrets.token_urlsafe(50),
+            }
+            write_private(path, json.dumps(made, indent=1))
+        loaded: dict[str, str] = json.loads(path.read_text())
+        return loaded
+
+    def options(self) -> dict[str, Any]:
+        """What `up` was last started with (ports, database): later commands look at the same installation."""
+        try:
+            loaded: dict[str, Any] = json.loads((self.path / "options.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return loaded
+
+    def save_options(self, options: dict[str, Any]) -> None:
+        write_private(self.path / "options.json", json.dumps(options, indent=1))

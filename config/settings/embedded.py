@@ -1,0 +1,3 @@
+"""The default: everything on one machine, started by `./stokehold up`."""
+
+from config.settings.base import *  # noqa: F403

@@ -1,0 +1,15 @@
+"""For pytest: a throw-away home, fast password hashing, tasks run at once, channels in memory."""
+
+import os
+import tempfile
+
+os.environ.setdefault("STOKEHOLD_HOME", tempfile.mkdtemp(prefix="stokehold-test-"))
+
+from config.settings.base import *  # noqa: E402, F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+CELERY_TASK_ALWAYS_EAGER = True
+CELERY_TASK_EAGER_PROPAGATES = False
+CELERY_RESULT_BACKEND = "cache+memory://"
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+AXES_ENABLED = False
