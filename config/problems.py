@@ -37,7 +37,10 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     if hasattr(error, "code") and hasattr(error, "remedy"):
         set_rollback()
         return problem(
-            getattr(error, "status", 400), error.code, getattr(error, "message", str(error)), error.remedy,
+            getattr(error, "status", 400),
+            error.code,
+            getattr(error, "message", str(error)),
+            error.remedy,
             **getattr(error, "details", {}),
         )
     return None

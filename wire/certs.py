@@ -1,6 +1,6 @@
-"""The built-in CA: key pairs, certificates and fingerprints as PEM in and out. RFC 5280 extensions (SKI, AKI, key usage).
+"""The built-in CA: key pairs, certificates and fingerprints, PEM in and out. RFC 5280 extensions (SKI, AKI, key usage).
 
-Keys are Ed25519 for signing states and tokens and for TLS alike.
+Keys are Ed25519 for signing states and tokens, ECDSA P-256 for TLS.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def _pair(key: _Private) -> KeyPair:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return KeyPair(private.decode(), public.decode())
 
 
@@ -99,8 +97,8 @@ def issue(
 ) -> str:
     """Certificate PEM for a node's key, signed by the CA; good as TLS server and client.
 
-    `names` (DNS names, `*.x` wildcards and IP addresses) become SANs; `role` is the subject's organizational unit, which
-    relays look at.
+    `names` (DNS names, `*.x` wildcards and IP addresses) become SANs; `role` is the subject's organizational unit,
+    which relays look at.
     """
     ca_key = serialization.load_pem_private_key(ca_key_pem.encode(), password=None)
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
@@ -131,9 +129,7 @@ def issue(
         )
         .add_extension(x509.SubjectAlternativeName([_san(name) for name in names]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_ski), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_ski), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     return _certificate_pem(certificate)

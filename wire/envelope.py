@@ -19,7 +19,7 @@ CLOCK_SKEW_S = 120.0
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """`payload` is base64 of JSON. `generation` orders states; one-off orders carry a nonce in their payload and 0 here."""
+    """`payload` is base64 of JSON. `generation` orders states; one-off orders carry 0, and a nonce in their payload."""
 
     purpose: str  # desired | order
     server_id: str

@@ -64,9 +64,7 @@ def check_ca(token: JoinToken, ca_pem: str) -> None:
         )
 
 
-def make_request(
-    token: JoinToken, keys: NodeKeys, *, name: str, role: str, addresses: tuple[str, ...]
-) -> JoinRequest:
+def make_request(token: JoinToken, keys: NodeKeys, *, name: str, role: str, addresses: tuple[str, ...]) -> JoinRequest:
     return JoinRequest(
         token=str(token),
         name=name,

@@ -5,7 +5,7 @@ import tempfile
 
 os.environ.setdefault("STOKEHOLD_HOME", tempfile.mkdtemp(prefix="stokehold-test-"))
 
-from config.settings.base import *  # noqa: E402, F403
+from config.settings.base import *  # noqa: F403
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 CELERY_TASK_ALWAYS_EAGER = True

@@ -1,0 +1,1 @@
+"""Projects, keys, quotas and usage."""

@@ -1,0 +1,119 @@
+"""Projects (tenants), their members and keys, quotas, and usage by hour."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+
+
+class Limits(models.Model):
+    """A quota; empty fields do not limit. Days and months are UTC calendar ones."""
+
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    tokens_per_minute = models.PositiveBigIntegerField(null=True, blank=True)
+    parallel_requests = models.PositiveIntegerField(null=True, blank=True)
+    tokens_per_day = models.PositiveBigIntegerField(null=True, blank=True)
+    tokens_per_month = models.PositiveBigIntegerField(null=True, blank=True)
+
+    class Meta:
+        abstract = True
+
+
+class Project(Limits):
+    """A tenant."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(max_length=80, unique=True)
+    description = models.TextField(blank=True)
+    active = models.BooleanField(default=True, help_text="Off: all its keys are refused.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True, db_index=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ProjectRole(models.TextChoices):
+    OWNER = "owner", "owner"
+    MEMBER = "member", "member"
+
+
+class Membership(models.Model):
+    """A person's role in a project. Owners issue and revoke its keys; members see them and the usage."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=8, choices=ProjectRole, default=ProjectRole.MEMBER)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["project", "user"], name="one_role_a_project")]
+
+    def __str__(self) -> str:
+        return f"{self.user} ({self.role} of {self.project})"
+
+
+class ApiKey(Limits):
+    """A client key `sk-stk-<id>-<secret>`. The whole key is shown once; only its keyed hash is kept."""
+
+    id = models.CharField(primary_key=True, max_length=8, editable=False)  # the 8 characters after `sk-stk-`
+    secret_hash = models.CharField(max_length=64, editable=False)  # hex HMAC-SHA256(pepper, whole key)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="keys")
+    name = models.CharField(max_length=80)
+    allowed_models = models.JSONField(null=True, blank=True, help_text="Public model names it may use; empty: all.")
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.CharField(max_length=150, blank=True, editable=False)
+    updated_at = models.DateTimeField(auto_now=True, db_index=True)
+    last_used_at = models.DateTimeField(null=True, editable=False)  # to the hour, from usage
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+    @property
+    def prefix(self) -> str:
+        """The readable start of the key, by which people tell keys apart."""
+        return f"sk-stk-{self.id}"
+
+
+class UsageBatch(models.Model):
+    """A delivered batch: its id makes delivery exactly-once. Old rows are deleted by a task."""
+
+    batch_id = models.CharField(primary_key=True, max_length=80)
+    received_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.batch_id
+
+
+class UsageHour(models.Model):
+    """Summed usage of one UTC hour x key x model x HTTP status."""
+
+    hour = models.DateTimeField(db_index=True)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="usage")
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="usage")
+    model = models.CharField(max_length=120)
+    status = models.PositiveSmallIntegerField()
+    requests = models.PositiveBigIntegerField(default=0)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    duration_ms = models.PositiveBigIntegerField(default=0)
+    ttft_ms = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering = ["-hour"]
+        constraints = [
+            models.UniqueConstraint(fields=["hour", "key", "model", "status"], name="one_row_an_hour_key_model_status")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H}h {self.key_id} {self.model}"

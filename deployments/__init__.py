@@ -1,0 +1,1 @@
+"""Deployments, their revisions and instances, and the controller that places them."""

@@ -1,0 +1,1 @@
+"""Servers, gateways, and the links to them."""

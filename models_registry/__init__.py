@@ -1,0 +1,1 @@
+"""Models, their versions, and the store of their files."""

@@ -1,0 +1,1 @@
+"""Dashboard, live pages, samples and the exporter."""
