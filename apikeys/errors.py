@@ -1,0 +1,65 @@
+"""Errors of keys and projects: each has a stable `code`, an HTTP `status`, a message for a person, and a remedy."""
+
+from __future__ import annotations
+
+
+class KeysError(Exception):
+    """A request about projects, keys or usage that cannot be done."""
+
+    code = "keys_error"
+    status = 400
+    remedy = "Correct the request and send it again."
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if remedy is not None:
+            self.remedy = remedy
+
+
+class InvalidLimits(KeysError):
+    code = "invalid_limits"
+    remedy = "Give whole numbers of at least 1, or leave a limit empty for none."
+
+
+class InvalidName(KeysError):
+    code = "invalid_name"
+    remedy = "Give a name of 1 to 80 characters that is not taken."
+
+
+class NameTaken(InvalidName):
+    code = "name_taken"
+    status = 409
+
+
+class InvalidModels(KeysError):
+    code = "invalid_models"
+    remedy = "Give public model names, each at most 120 characters, or none at all to allow every model."
+
+
+class InvalidExpiry(KeysError):
+    code = "invalid_expiry"
+    remedy = "Give a moment in the future, or none for a key that does not expire."
+
+
+class KeyRevoked(KeysError):
+    code = "key_revoked"
+    status = 409
+    remedy = "Make a new key: a revoked one stays revoked."
+
+
+class ProjectInUse(KeysError):
+    code = "project_in_use"
+    status = 409
+    remedy = "Switch the project off instead: its keys stop at once and its usage stays on record."
+
+
+class ProjectOff(KeysError):
+    code = "project_off"
+    status = 409
+    remedy = "Switch the project on first."
+
+
+class InvalidPeriod(KeysError):
+    code = "invalid_period"
+    remedy = "Give `since` before `until`, and groups out of hour, day, project, key and model."

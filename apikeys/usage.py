@@ -1,0 +1,273 @@
+"""Usage: batches of gateways counted exactly once, sums for quotas and people, export as CSV."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models import F, Q, QuerySet, Sum
+from django.db.models.functions import Coalesce, TruncDay
+
+from apikeys.errors import InvalidPeriod
+from apikeys.models import ApiKey, Project, UsageHour
+from apikeys.models import UsageBatch as UsageBatchRow
+from apikeys.signals import usage_recorded
+from wire.messages import UsageBatch, UsageRow
+
+log = structlog.get_logger(__name__)
+
+COUNTERS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "duration_ms", "ttft_ms")
+_ROWS_A_STATEMENT = 50  # keeps a statement below SQLite's 999 parameters
+_RowId = tuple[dt.datetime, str, str, int]  # hour, key, model, status
+
+
+# ------------------------------------------------------------------------------------------------ counting
+
+
+def record_batch(batch: UsageBatch, now: dt.datetime) -> bool:
+    """Count a gateway's batch; False when it was counted before. Either way it may be acknowledged.
+
+    One transaction: the batch's id and its sums are kept together or not at all. Rows of a key that is gone are
+    logged and left out, so that no batch is delivered for ever.
+    """
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                UsageBatchRow.objects.create(batch_id=batch.batch_id, received_at=now)
+        except IntegrityError:
+            log.info("usage.repeated", batch=batch.batch_id)
+            return False
+        projects = dict(ApiKey.objects.filter(pk__in={row.key_id for row in batch.rows}).values_list("pk", "project"))
+        sums = _summed(row for row in batch.rows if row.key_id in projects)
+        _add(sums, projects)
+        _mark_used(sums)
+        transaction.on_commit(lambda: usage_recorded.send(sender=None, key_ids=frozenset(projects)))
+    unknown = {row.key_id for row in batch.rows} - projects.keys()
+    if unknown:
+        log.warning("usage.unknown_keys", batch=batch.batch_id, keys=sorted(unknown))
+    return True
+
+
+def _summed(rows: Iterable[UsageRow]) -> dict[_RowId, dict[str, int]]:
+    """Counters by row id, in one order for every process: two writers then never wait for each other in a circle."""
+    sums: dict[_RowId, dict[str, int]] = {}
+    for row in rows:
+        hour = dt.datetime.fromtimestamp(row.hour - row.hour % 3600, dt.UTC)
+        into = sums.setdefault((hour, row.key_id, row.model[:120], row.status), dict.fromkeys(COUNTERS, 0))
+        for counter in COUNTERS:
+            into[counter] += max(0, getattr(row, counter))
+    return dict(sorted(sums.items()))
+
+
+def _add(sums: dict[_RowId, dict[str, int]], projects: dict[str, uuid.UUID]) -> None:
+    """Make the rows that are missing, at zero, then raise all of them by their sums."""
+    if not sums:
+        return
+    UsageHour.objects.bulk_create(
+        [
+            UsageHour(hour=hour, key_id=key_id, project_id=projects[key_id], model=model, status=status)
+            for hour, key_id, model, status in sums
+        ],
+        ignore_conflicts=True,
+        batch_size=_ROWS_A_STATEMENT,
+    )
+    candidates = UsageHour.objects.select_for_update().filter(
+        hour__in={row_id[0] for row_id in sums}, key__in={row_id[1] for row_id in sums}
+    )
+    rows = []
+    for row in candidates.order_by("pk"):
+        counters = sums.get((row.hour, row.key_id, row.model, row.status))
+        if counters is None:
+            continue
+        for counter, value in counters.items():
+            setattr(row, counter, F(counter) + value)
+        rows.append(row)
+    UsageHour.objects.bulk_update(rows, COUNTERS, batch_size=_ROWS_A_STATEMENT)
+
+
+def _mark_used(sums: dict[_RowId, dict[str, int]]) -> None:
+    newest: dict[str, dt.datetime] = {}
+    for hour, key_id, _, _ in sums:
+        newest[key_id] = max(hour, newest.get(key_id, hour))
+    for hour in sorted(set(newest.values())):
+        used = sorted(key_id for key_id, last in newest.items() if last == hour)
+        older = Q(last_used_at__isnull=True) | Q(last_used_at__lt=hour)
+        ApiKey.objects.filter(older, pk__in=used).update(last_used_at=hour)
+
+
+def delete_old_batches(before: dt.datetime) -> int:
+    """Forget the ids of batches received before `before`; no gateway keeps an undelivered batch that long."""
+    deleted, _ = UsageBatchRow.objects.filter(received_at__lt=before).delete()
+    return deleted
+
+
+# ------------------------------------------------------------------------------------------------ sums for quotas
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompt and completion tokens of the current UTC day and month."""
+
+    today: int = 0
+    month: int = 0
+
+
+NOTHING = Tokens()
+
+
+@dataclass(frozen=True)
+class TokensUsed:
+    keys: dict[str, Tokens]
+    projects: dict[uuid.UUID, Tokens]
+
+
+def tokens_since(now: dt.datetime) -> TokensUsed:
+    """What every key and project used this UTC day and month. One query."""
+    day = now.astimezone(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    tokens = F("prompt_tokens") + F("completion_tokens")
+    rows = (
+        UsageHour.objects.filter(hour__gte=day.replace(day=1))
+        .order_by()
+        .values("key_id", "project_id")
+        .annotate(month=Sum(tokens), today=Coalesce(Sum(tokens, filter=Q(hour__gte=day)), 0))
+    )
+    keys: dict[str, Tokens] = {}
+    projects: dict[uuid.UUID, Tokens] = {}
+    for row in rows:
+        used = Tokens(today=row["today"], month=row["month"])
+        keys[row["key_id"]] = used
+        before = projects.get(row["project_id"], NOTHING)
+        projects[row["project_id"]] = Tokens(before.today + used.today, before.month + used.month)
+    return TokensUsed(keys=keys, projects=projects)
+
+
+# ------------------------------------------------------------------------------------------------ sums for people
+
+GROUPS = ("hour", "day", "project", "key", "model")
+
+
+@dataclass(frozen=True)
+class UsageTotal:
+    """Summed usage of one group; the fields that were not grouped by are None."""
+
+    hour: dt.datetime | None = None
+    day: dt.date | None = None
+    project_id: uuid.UUID | None = None
+    project: str | None = None
+    key_id: str | None = None
+    key: str | None = None
+    model: str | None = None
+    requests: int = 0
+    errors: int = 0  # requests that ended with status 400 or more
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt tokens
+    completion_tokens: int = 0
+    total_tokens: int = field(default=0)
+    duration_ms: int = 0
+    ttft_ms: int = 0
+
+
+_GROUP_FIELDS = {
+    "hour": {"hour": F("hour")},
+    "day": {"day": TruncDay("hour", tzinfo=dt.UTC)},
+    "project": {"project_id": F("project_id"), "project_name": F("project__name")},
+    "key": {"key_id": F("key_id"), "key_name": F("key__name")},
+    "model": {"model": F("model")},
+}
+
+
+def totals(
+    *,
+    by: str | Iterable[str] = ("day",),
+    project: Project | uuid.UUID | str | None = None,
+    key: ApiKey | str | None = None,
+    model: str | None = None,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    within: QuerySet[Project] | None = None,
+) -> list[UsageTotal]:
+    """Usage from `since` (inclusive) to `until` (exclusive), summed by `by`, oldest first. One query.
+
+    `by` is any of GROUPS, or empty for one sum over all. `within` limits it to these projects (what a person may see).
+    Raises InvalidPeriod.
+    """
+    groups = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+    rows = _selected(groups, project=project, key=key, model=model, since=since, until=until, within=within)
+    names: dict[str, object] = {}
+    for group in groups:
+        names |= _GROUP_FIELDS[group]
+    aliases = {name: expression for name, expression in names.items() if name not in ("hour", "model")}
+    plain = [name for name in names if name not in aliases]
+    aliases = {f"by_{name}": expression for name, expression in aliases.items()}
+    sums = {f"sum_{counter}": Coalesce(Sum(counter), 0) for counter in COUNTERS}
+    failed = Coalesce(Sum("requests", filter=Q(status__gte=400)), 0)
+    if not groups:
+        return [_total(rows.aggregate(**sums, sum_errors=failed))]
+    grouped = rows.order_by().values(*plain, **aliases).annotate(**sums, sum_errors=failed)
+    return [_total(row) for row in grouped.order_by(*plain, *aliases)]
+
+
+def _selected(groups: tuple[str, ...], **asked: object) -> QuerySet[UsageHour]:
+    since, until, within = asked["since"], asked["until"], asked["within"]
+    if unknown := set(groups) - set(GROUPS):
+        raise InvalidPeriod(f"Usage cannot be grouped by {', '.join(sorted(unknown))}.")
+    if since is not None and until is not None and since >= until:
+        raise InvalidPeriod("`since` is not before `until`.")
+    wanted = {"project": asked["project"], "key": asked["key"], "model": asked["model"]}
+    rows = UsageHour.objects.filter(**{name: value for name, value in wanted.items() if value})
+    if since is not None:
+        rows = rows.filter(hour__gte=since)
+    if until is not None:
+        rows = rows.filter(hour__lt=until)
+    return rows if within is None else rows.filter(project__in=within)
+
+
+def _total(row: dict[str, object]) -> UsageTotal:
+    day = row.get("by_day")
+    return UsageTotal(
+        hour=row.get("hour"),
+        day=day.date() if isinstance(day, dt.datetime) else None,
+        project_id=row.get("by_project_id"),
+        project=row.get("by_project_name"),
+        key_id=row.get("by_key_id"),
+        key=row.get("by_key_name"),
+        model=row.get("model"),
+        errors=row["sum_errors"],
+        total_tokens=row["sum_prompt_tokens"] + row["sum_completion_tokens"],
+        **{counter: row[f"sum_{counter}"] for counter in COUNTERS},
+    )
+
+
+# ------------------------------------------------------------------------------------------------ export
+
+
+class _Line:
+    """File that hands back what is written to it: the csv writer's line."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def csv_lines(rows: Iterable[UsageTotal]) -> Iterator[str]:
+    """Lines of a CSV file (RFC 4180) with a header; no cell can be taken for a formula by a spreadsheet."""
+    names = [item.name for item in fields(UsageTotal)]
+    writer = csv.writer(_Line())
+    yield writer.writerow(names)
+    for row in rows:
+        yield writer.writerow([_cell(getattr(row, name)) for name in names])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).isoformat()
+    if isinstance(value, int):
+        return str(value)
+    text = str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

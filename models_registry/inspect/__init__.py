@@ -1,0 +1,30 @@
+"""What a model's own headers say about it: architecture, size, context, quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from models_registry.inspect.facts import ModelFacts
+from models_registry.inspect.gguf import inspect_gguf
+from models_registry.inspect.safetensors import inspect_safetensors
+from models_registry.models import Format
+
+__all__ = ["ModelFacts", "inspect"]
+
+
+def inspect(root: Path, paths: Iterable[str]) -> ModelFacts:
+    """Facts of the model made of the files `paths` (relative, with `/`) below `root`.
+
+    GGUF files win over safetensors when a folder has both. Raises DamagedModel, BadSource (several models in one).
+    """
+    names = list(paths)
+    gguf = [name for name in names if name.lower().endswith(".gguf")]
+    if gguf:
+        return inspect_gguf(root, gguf)
+    folders = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors")}
+    if folders:
+        folder = min(folders, key=lambda name: (name.count("/") + bool(name), name))
+        own = [name for name in names if name.endswith(".safetensors") and name.rpartition("/")[0] == folder]
+        return inspect_safetensors(root / folder, [name.rpartition("/")[2] for name in own])
+    return ModelFacts(format=Format.OTHER.value)

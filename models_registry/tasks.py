@@ -1,0 +1,35 @@
+"""Work of the model registry that takes long, or is done by the clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from celery import shared_task
+from celery.schedules import crontab
+from django.utils import timezone
+
+from models_registry import services
+
+
+@shared_task(name="models_registry.import_version")
+def import_version(version_id: int, path: str, link: bool) -> str:
+    """Safe to be delivered again: it starts over, and does nothing when the version is there."""
+    state = services.finish_import(version_id, Path(path), link=link)
+    return state.value if state else "gone"
+
+
+@shared_task(name="models_registry.expire_imports", ignore_result=True)
+def expire_imports() -> None:
+    services.expire_imports(timezone.now())
+
+
+@shared_task(name="models_registry.clean_store", ignore_result=True)
+def clean_store() -> None:
+    services.clean_store()
+
+
+BEAT = {
+    "models-expire-imports": {"task": "models_registry.expire_imports", "schedule": 900.0},
+    "models-clean-store": {"task": "models_registry.clean_store", "schedule": crontab(hour=3, minute=40)},
+}
+"""Entries for CELERY_BEAT_SCHEDULE."""
