@@ -89,6 +89,10 @@ class Home:
     def supervisor_socket(self) -> Path:
         return self.run / "up.sock"
 
+    @property
+    def supervisor_pidfile(self) -> Path:
+        return self.run / "supervisord.pid"
+
     def secrets(self) -> dict[str, str]:
         """This installation's secrets; made at first use."""
         path = self.path / "secrets.json"
