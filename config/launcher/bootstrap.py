@@ -208,7 +208,10 @@ def _run_installer(venv: Path, arguments: list[str], progress: Progress) -> None
             "a package does not match its locked hash: your index or a proxy serves other files than PyPI."
         )
     if _NO_WHEEL.search(text):
-        raise InstallError("there is no package for this platform.") from _NoWheel()
+        raise InstallError(
+            "the package index has nothing that fits this platform and Python, or cannot be reached: "
+            f"check the network (or your index's settings) and repeat; see {venv / 'install.log'}."
+        ) from _NoWheel()
     raise InstallError(f"installing failed ({_last_line(text)}); see {venv / 'install.log'} and repeat.")
 
 

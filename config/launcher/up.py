@@ -207,8 +207,11 @@ def _clean_up(installation: Installation, error: BaseException) -> None:
     _ignore_signals()
     if not isinstance(error, LauncherError):
         say("")
-    with step("stopping what was started"):
-        stop_everything(installation, keep_engines=False)
+    try:
+        with step("stopping what was started"):
+            stop_everything(installation, keep_engines=False)
+    except LauncherError as second:
+        say(f"stokehold: {second}")  # the first error is the one to raise
 
 
 def _stop_orphans(home: Home) -> None:
