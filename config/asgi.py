@@ -6,3 +6,22 @@ from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.embedded")
 http_application = get_asgi_application()  # loads the apps, so the imports below come after it
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from django.urls import path  # noqa: E402
+
+from config.gateway_link import GatewayLink  # noqa: E402
+from config.ports import BodyLimit, PortSplit, SameOrigin, refuse_unknown_path  # noqa: E402
+from fleet.link import AgentLink  # noqa: E402
+from monitoring.consumers import LiveConsumer  # noqa: E402
+
+websockets = URLRouter(
+    [
+        path("link/agent", AgentLink.as_asgi()),
+        path("link/gateway", GatewayLink.as_asgi()),
+        path("ws/live", SameOrigin(AuthMiddlewareStack(LiveConsumer.as_asgi()))),
+        path("<path:unknown>", refuse_unknown_path),
+    ]
+)
+application = PortSplit(ProtocolTypeRouter({"http": BodyLimit(http_application), "websocket": websockets}))

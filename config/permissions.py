@@ -1,8 +1,14 @@
 """Who may use the REST API: staff, each within the model permissions that the admin also checks."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from rest_framework.permissions import DjangoModelPermissions
 from rest_framework.request import Request
-from rest_framework.views import APIView
+
+if TYPE_CHECKING:  # the views load this module by its name in the settings: it cannot load them
+    from rest_framework.views import APIView
 
 
 class StaffModelPermissions(DjangoModelPermissions):

@@ -28,6 +28,8 @@ GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))
 LINK_PORT = int(OPTIONS.get("link_port", 8443))
 MASTER_BASE_URL = os.environ.get("STOKEHOLD_MASTER_URL") or f"http://127.0.0.1:{MASTER_PORT}"
 GATEWAY_BASE_URL = os.environ.get("STOKEHOLD_GATEWAY_URL") or f"http://127.0.0.1:{GATEWAY_PORT}/v1"
+LINK_BEHIND_PROXY = False  # True: nodes come through a TLS proxy to the plain port, which says X-Forwarded-Proto: https
+MAX_BODY_BYTES = 16 * 1024 * 1024
 LINK_BASE_URL = os.environ.get("STOKEHOLD_LINK_URL") or f"https://127.0.0.1:{LINK_PORT}"
 
 # How the control loop waits. Seconds.
@@ -64,6 +66,7 @@ INSTALLED_APPS = [
     "deployments",
     "apikeys",
     "monitoring",
+    "pages",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

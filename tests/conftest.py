@@ -1,0 +1,148 @@
+"""Fixtures for every folder: people, API clients, and servers that real tests need."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core.cache import cache
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from tests.ports import free_port
+
+
+@pytest.fixture
+def now() -> dt.datetime:
+    """This moment, aware UTC."""
+    return timezone.now()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_cached() -> Iterator[None]:
+    """Throttles and other caches start empty."""
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def admin(db: None) -> User:
+    """A superuser."""
+    return User.objects.create_superuser("root", "root@example.org", "correct horse battery")
+
+
+@pytest.fixture
+def api(admin: User) -> APIClient:
+    """REST client of a superuser."""
+    client = APIClient()
+    client.force_authenticate(admin)
+    return client
+
+
+@pytest.fixture
+def viewer(db: None) -> User:
+    """Staff that may look at everything and change nothing."""
+    user = User.objects.create_user("viewer", "viewer@example.org", "correct horse battery", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
+    return user
+
+
+@pytest.fixture
+def viewer_api(viewer: User) -> APIClient:
+    """REST client of a viewer."""
+    client = APIClient()
+    client.force_authenticate(viewer)
+    return client
+
+
+@pytest.fixture
+def anonymous_api() -> APIClient:
+    return APIClient()
+
+
+# ------------------------------------------------------------------------------------------------ PostgreSQL
+
+
+@dataclass
+class Postgres:
+    """A PostgreSQL server of this test run, on a port of loopback."""
+
+    bin_dir: Path
+    data_dir: Path
+    port: int
+    user: str
+    _databases: int = 0
+
+    def create_database(self) -> str:
+        """`DATABASE_URL` of a new, empty database."""
+        self._databases += 1
+        name = f"test{self._databases}"
+        connect = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"]
+        subprocess.run([self.bin_dir / "createdb", *connect, name], check=True, capture_output=True)
+        return f"postgres://postgres@127.0.0.1:{self.port}/{name}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-p {self.port} -k '' -h 127.0.0.1 -c fsync=off -c max_connections=60"
+        log = self.data_dir.parent / "log"
+        self._run("pg_ctl", "-D", str(self.data_dir), "-o", options, "-l", str(log), "-w", "-t", "30", "start")
+
+    def stop(self) -> None:
+        """Stop it at once, its connections cut, its data kept."""
+        self._run("pg_ctl", "-D", str(self.data_dir), "-m", "fast", "-w", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self.bin_dir / program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would never end
+            stderr=subprocess.DEVNULL,
+            user=self.user or None,
+            cwd="/",
+            check=False,
+        )
+        if done.returncode:
+            log = self.data_dir.parent / "log"
+            raise RuntimeError(f"{program} failed: {log.read_text() if log.exists() else done.returncode}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server from Debian's package, one a test process; it refuses to run as root, so it does not."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
+    user = _unprivileged_user()
+    folder = Path(tempfile.mkdtemp(prefix="stokehold-pg-"))
+    if user:
+        shutil.chown(folder, user)
+    server = Postgres(programs[-1], folder / "data", free_port(), user)
+    server._run("initdb", "-D", str(server.data_dir), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8")
+    server.start()
+    try:
+        yield server
+    finally:
+        if (server.data_dir / "postmaster.pid").exists():
+            server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unprivileged_user() -> str:
+    """Name of a user to run PostgreSQL as; empty: as ourselves."""
+    if os.getuid() != 0:
+        return ""
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise RuntimeError("no unprivileged user to run PostgreSQL as")
