@@ -1,0 +1,173 @@
+"""Writing what the planner decided: short transactions, each fenced by the leader's lease."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import msgspec
+import structlog
+from django.db import transaction
+
+from deployments.leader import Term, fence
+from deployments.leases import Judgement
+from deployments.models import Deployment, Event, Instance, Phase
+from deployments.narrator import Narrator
+from deployments.planner import Outcome, Subject
+from deployments.rollout import Move, Seen, Stage
+from deployments.scheduler import Placement
+from deployments.snapshot import ServerRow
+from deployments.specs import instance_spec
+from fleet import hints
+from fleet.models import ServerDesired
+from fleet.services import mark_found, mark_lost, set_desired
+from wire.messages import InstanceSpec, InstanceState
+
+log = structlog.get_logger(__name__)
+
+_PROMISED = (Phase.RUN, Phase.DRAIN)
+_REFUSALS_KEPT = 200
+
+
+def promised_instances(
+    known: dict[str, tuple[int, frozenset[str]]], servers: Mapping[str, ServerRow]
+) -> dict[str, frozenset[str]]:
+    """Instance ids in each server's desired state. `known` is the caller's cache: only newer generations are read."""
+    stale = [row.id for row in servers.values() if row.generation and known.get(row.id, (0,))[0] != row.generation]
+    if stale:
+        for server_id, generation, payload in ServerDesired.objects.filter(server__in=stale).values_list(
+            "server_id", "generation", "payload"
+        ):
+            ids = frozenset(spec["instance_id"] for spec in payload.get("instances", ()))
+            known[server_id] = (generation, ids)
+    return {server_id: ids for server_id, (_, ids) in known.items() if server_id in servers}
+
+
+def apply_leases(
+    judged: Judgement, servers: dict[str, ServerRow], term: Term, narrator: Narrator, now: datetime
+) -> None:
+    """Mark who is lost and who is back, and tell of it."""
+    if not (judged.newly_lost or judged.found or judged.mass_loss_began or judged.mass_loss_ended):
+        return
+    with transaction.atomic():
+        fence(term, now, time.monotonic())
+        if judged.newly_lost:
+            mark_lost(judged.newly_lost, now)
+        if judged.found:
+            mark_found(judged.found, now)
+        narrator.tell_leases(judged, {key: row.name for key, row in servers.items()}, now)
+        hints.hint_on_commit(hints.FEED, {"type": "changed"})
+    for server_id in judged.newly_lost:
+        servers[server_id] = replace(servers[server_id], lost_since=now.timestamp())
+    for server_id in judged.found:
+        servers[server_id] = replace(servers[server_id], lost_since=None)
+
+
+def apply_outcome(
+    deployment: Deployment, subject: Subject, outcome: Outcome, term: Term, narrator: Narrator, now: datetime
+) -> bool:
+    """Write one deployment's outcome; whether instances changed. Nothing is written when nothing is to be done."""
+    explanation, refusals = outcome.explanation, dict(sorted(outcome.refusals.items())[:_REFUSALS_KEPT])
+    told = deployment.explanation != explanation or deployment.refusals != refusals
+    finished = deployment.deleted_at is not None and not subject.instances
+    news = narrator.news(deployment, subject, outcome)
+    if not (outcome.moves or outcome.placements or told or finished or news):
+        return False
+    with transaction.atomic():
+        fence(term, now, time.monotonic())
+        if finished:
+            _remove(deployment)
+            return False
+        if told:
+            Deployment.objects.filter(pk=deployment.pk).update(explanation=explanation, refusals=refusals)
+        by_id = {one.id: one for one in subject.instances}
+        moved = [_move(deployment, by_id[move.instance_id], move, narrator, now) for move in outcome.moves]
+        for placement in outcome.placements:
+            _create(deployment, placement, narrator, now)
+        narrator.tell(deployment, news, outcome, now)
+        if any(moved) or outcome.placements:
+            hints.hint_on_commit(hints.FEED, {"type": "changed"})
+    return any(moved) or bool(outcome.placements)
+
+
+def _move(deployment: Deployment, one: Seen, move: Move, narrator: Narrator, now: datetime) -> bool:
+    rows = Instance.objects.filter(pk=one.id, phase=one.stage.value)
+    values = {"phase": move.to.value, "phase_since": now}
+    if move.to is Stage.ENDED:
+        values |= {"ended_at": now, "state": InstanceState.STOPPED.value, "port": 0}
+    if move.reason and one.stage is not Stage.STOP:  # why it had to go says more than how it went
+        values["phase_reason"] = move.reason[:300]
+    if not rows.update(**values):
+        return False
+    log.info(
+        "instance.moved",
+        deployment=deployment.name,
+        instance=one.id,
+        server=one.server_name,
+        stage=move.to.value,
+        reason=move.reason,
+    )
+    narrator.tell_move(deployment, one, move, now)
+    return True
+
+
+def _create(deployment: Deployment, placement: Placement, narrator: Narrator, now: datetime) -> None:
+    instance = Instance.objects.create(
+        deployment=deployment,
+        revision_id=deployment.revision_id,
+        server_id=placement.server_id,
+        gpu_indexes=list(placement.gpu_indexes),
+        memory_bytes=placement.memory_bytes,
+        gpu_memory_bytes=placement.gpu_memory_bytes,
+        placement_reason=placement.reason,
+        phase_since=now,
+    )
+    log.info("instance.created", deployment=deployment.name, instance=instance.pk, server=placement.server_name)
+    narrator.tell_placed(deployment, instance, placement, now)
+
+
+def _remove(deployment: Deployment) -> None:
+    """The row of a deleted deployment goes; its events stay, without it."""
+    Event.objects.filter(deployment=deployment).update(deployment=None)
+    Deployment.objects.filter(pk=deployment.pk).update(revision=None)
+    deployment.delete()
+    log.info("deployment.removed", deployment=deployment.name)
+
+
+def sync_desired(
+    instances: list[Instance],
+    servers: Mapping[str, ServerRow],
+    promised: Mapping[str, frozenset[str]],
+    term: Term,
+    now: datetime,
+) -> None:
+    """Bring each server's desired state to the instances that should be there; states that agree are not touched."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for instance in instances:
+        if instance.phase in _PROMISED and instance.server_id in servers:
+            wanted[instance.server_id].add(instance.pk)
+    differ = [
+        row.id
+        for row in servers.values()
+        if not row.revoked and wanted.get(row.id, set()) != promised.get(row.id, frozenset())
+    ]
+    for server_id in differ:
+        with transaction.atomic():
+            fence(term, now, time.monotonic())
+            specs = _specs(server_id, wanted.get(server_id, set()))
+            set_desired(server_id, specs, now)
+
+
+def _specs(server_id: str, wanted: set[str]) -> tuple[InstanceSpec, ...]:
+    """Specs already promised stay as they are, so that a newer release of this code restarts no engine."""
+    row = ServerDesired.objects.filter(server_id=server_id).values_list("payload", flat=True).first()
+    kept = {spec["instance_id"]: spec for spec in (row or {}).get("instances", ())}
+    specs = {key: msgspec.convert(kept[key], InstanceSpec) for key in wanted if key in kept}
+    missing = Instance.objects.filter(pk__in=wanted - specs.keys()).select_related(
+        "deployment", "revision__model_version__model"
+    )
+    specs |= {instance.pk: instance_spec(instance) for instance in missing}
+    return tuple(specs[key] for key in sorted(specs))

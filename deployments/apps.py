@@ -1,0 +1,21 @@
+"""Connects what agents report to this app's rows."""
+
+from typing import Any
+
+from django.apps import AppConfig
+
+
+class DeploymentsConfig(AppConfig):
+    name = "deployments"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from fleet.signals import server_observed
+
+        server_observed.connect(_take_over, dispatch_uid="deployments.record_observed")
+
+
+def _take_over(sender: Any, *, server_id: str, observed: Any, now: Any, **kwargs: Any) -> None:
+    from deployments.observe import record_observed
+
+    record_observed(server_id, observed, now)

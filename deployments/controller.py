@@ -1,0 +1,150 @@
+"""The control loop: read a snapshot, plan purely, write in short fenced transactions. One leader at a time.
+
+Every pass looks at the whole state, so that nothing depends on what an earlier pass or another process did.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import Event as StopSignal
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection
+from django.utils import timezone
+
+from deployments import apply, leader, leases, planner, snapshot
+from deployments.capacity import read_fleet
+from deployments.leader import LostLeadership, Term
+from deployments.models import Leader
+from deployments.narrator import Narrator
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.5
+_RETRY_S = (0.5, 1.0, 2.0, 4.0)  # while the database is away
+_TICKED_AT_EVERY_S = 5.0
+
+
+@dataclass
+class Leading:
+    """What a leader knows beside the database; gone with its term."""
+
+    term: Term
+    memory: leases.Memory
+    narrator: Narrator
+    promised: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)  # server -> generation, instance ids
+    ticked_at: datetime | None = None
+
+
+class Controller:
+    """One candidate. `step` is one pass; it does nothing while another controller leads."""
+
+    def __init__(self, holder: str | None = None) -> None:
+        self.holder = holder or f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._leading: Leading | None = None
+
+    @property
+    def leads(self) -> bool:
+        return self._leading is not None
+
+    def step(self, now: datetime, monotonic: float) -> bool:
+        """One pass; whether this controller led it. Database errors come through; leadership is judged anew then."""
+        try:
+            leading = self._hold_lease(now, monotonic)
+            if leading is None:
+                return False
+            _decide(leading, now)
+        except LostLeadership as error:
+            log.warning("controller.lost_leadership", holder=self.holder, reason=str(error))
+            self._leading = None
+            return False
+        return True
+
+    def resign(self) -> None:
+        """Give the lease back."""
+        if self._leading is not None:
+            leader.release(self._leading.term)
+            log.info("controller.resigned", holder=self.holder)
+            self._leading = None
+
+    def _hold_lease(self, now: datetime, monotonic: float) -> Leading | None:
+        if self._leading is not None:
+            if monotonic >= self._leading.term.decide_until:
+                raise LostLeadership("the lease could not be renewed in time")
+            self._leading.term = leader.renew(self._leading.term, now, monotonic)
+            return self._leading
+        term = leader.acquire(self.holder, now, monotonic, settings.LEADER_LEASE_S)
+        if term is None:
+            return None
+        log.info("controller.leads", holder=self.holder)
+        narrator = Narrator.resume()
+        open_loss = [server.id for server in snapshot.read_servers().values() if server.lost_since is not None]
+        memory = leases.start(now.timestamp(), open_loss if narrator.mass_loss_open else ())
+        self._leading = Leading(term, memory, narrator)
+        return self._leading
+
+
+def _decide(leading: Leading, now: datetime) -> None:
+    servers = snapshot.read_servers()
+    evicted = _judge_leases(leading, servers, now)
+    instances = snapshot.read_instances()
+    promised = apply.promised_instances(leading.promised, servers)
+    subjects = snapshot.read_subjects(instances, servers, evicted, promised, now)
+    planned = planner.plan_rollouts((subject for _, subject in subjects), now.timestamp(), settings.DRAIN_TIMEOUT_S)
+    fleet = read_fleet(now) if any(plan.creates for _, plan in planned) else planner.NO_FLEET
+    outcomes = planner.place_all(planned, fleet)
+    changed = False
+    for (deployment, subject), outcome in zip(subjects, outcomes, strict=True):
+        changed |= apply.apply_outcome(deployment, subject, outcome, leading.term, leading.narrator, now)
+    if changed:
+        instances = snapshot.read_instances()
+    apply.sync_desired(instances, servers, promised, leading.term, now)
+    if leading.ticked_at is None or (now - leading.ticked_at).total_seconds() >= _TICKED_AT_EVERY_S:
+        Leader.objects.filter(name=leader.NAME, holder=leading.term.holder).update(ticked_at=now)
+        leading.ticked_at = now
+
+
+def _judge_leases(leading: Leading, servers: dict[str, snapshot.ServerRow], now: datetime) -> frozenset[str]:
+    """Evicted servers; marks who is lost or back, in the rows and in `servers`."""
+    heard = [
+        leases.Heard(server.id, server.last_seen, server.lost_since)
+        for server in servers.values()
+        if server.last_seen is not None and not server.revoked
+    ]
+    limits = leases.Limits(
+        settings.LEASE_S, settings.EVICT_AFTER_S, settings.MASS_LOSS_WINDOW_S, settings.MASS_LOSS_SHARE
+    )
+    judged = leases.judge(heard, leading.memory, now.timestamp(), limits)
+    apply.apply_leases(judged, servers, leading.term, leading.narrator, now)
+    leading.memory = judged.memory
+    return judged.evicted
+
+
+def run_controller(stop: StopSignal, *, holder: str | None = None, tick_s: float = TICK_S) -> None:
+    """Step every `tick_s` until `stop` is set, then give the lease back. Outages of the database are waited out."""
+    controller = Controller(holder)
+    failures = 0
+    log.info("controller.started", holder=controller.holder)
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            close_old_connections()
+            controller.step(timezone.now(), began)
+            failures = 0
+        except (DatabaseError, InterfaceError) as error:
+            connection.close()
+            log.warning("controller.database_unavailable", error=str(error), failures=failures + 1)
+            failures += 1
+        pause_s = _RETRY_S[min(failures, len(_RETRY_S)) - 1] if failures else tick_s
+        stop.wait(max(0.05, pause_s - (time.monotonic() - began)) if not failures else pause_s)
+    try:
+        controller.resign()
+    except (DatabaseError, InterfaceError) as error:
+        log.warning("controller.lease_not_released", error=str(error))
+    log.info("controller.stopped", holder=controller.holder)

@@ -1,0 +1,62 @@
+"""Errors of the deployment services; the REST API turns each into a problem document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DeploymentError(Exception):
+    """Something that was asked and is not done; nothing was changed."""
+
+    code = "deployment_error"
+    status = 400
+    remedy = "Correct what the message names and try again."
+
+    def __init__(self, message: str, *, remedy: str | None = None, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details or {}
+        if remedy is not None:
+            self.remedy = remedy
+
+
+class InvalidSpec(DeploymentError):
+    """A field has a value that cannot be; `details["errors"]` maps fields to what is wrong."""
+
+    code = "invalid_spec"
+
+    def __init__(self, errors: dict[str, str], *, remedy: str | None = None) -> None:
+        text = "; ".join(f"{field}: {problem}" for field, problem in errors.items())
+        super().__init__(text, remedy=remedy, details={"errors": errors})
+
+
+class NameInUse(DeploymentError):
+    code = "name_in_use"
+    status = 409
+    remedy = "Choose another name, or update the deployment that has it."
+
+
+class ModelNotReady(DeploymentError):
+    code = "model_not_ready"
+    status = 409
+    remedy = "Wait until its import is done, or import it again when it failed."
+
+
+class VersionConflict(DeploymentError):
+    """Somebody changed the deployment since it was read."""
+
+    code = "version_conflict"
+    status = 412
+    remedy = "Read it again, look at what changed, and repeat with the new ETag."
+
+
+class BeingDeleted(DeploymentError):
+    code = "being_deleted"
+    status = 409
+    remedy = "Wait until it is gone and create it again."
+
+
+class UnknownRevision(DeploymentError):
+    code = "unknown_revision"
+    status = 404
+    remedy = "GET /api/v1/revisions/?deployment=ID lists the revisions there are."

@@ -1,0 +1,243 @@
+"""The verbs of deployments. They decide what should be; the controller and the agents make it so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.db.models import F, Max
+
+from deployments.errors import BeingDeleted, InvalidSpec, NameInUse, UnknownRevision, VersionConflict
+from deployments.events import log_event
+from deployments.models import PUBLIC_NAME, Deployment, Revision
+from deployments.observe import record_observed
+from deployments.preview import Preview, preview
+from deployments.routes import feed_routes
+from deployments.specs import SpecFields, check_spec
+from deployments.status import DeploymentState, DeploymentStatus, status_of, statuses
+from fleet import hints
+from models_registry.models import ModelVersion
+
+__all__ = [
+    "DeploymentState",
+    "DeploymentStatus",
+    "Preview",
+    "create_deployment",
+    "delete",
+    "feed_routes",
+    "log_event",
+    "preview",
+    "record_observed",
+    "rollback",
+    "scale",
+    "start",
+    "status_of",
+    "statuses",
+    "stop",
+    "update_deployment",
+]
+
+MAX_REPLICAS = 1000
+_SPEC_FIELDS = ("engine", "runtime", "image", "parameters", "placement")
+_PLAIN_FIELDS = ("description", "replicas", "running")
+
+
+def create_deployment(
+    *,
+    name: str,
+    model_version: ModelVersion,
+    engine: str = "llamacpp",
+    replicas: int = 1,
+    parameters: dict[str, Any] | None = None,
+    runtime: str = "auto",
+    image: str = "",
+    placement: dict[str, Any] | None = None,
+    description: str = "",
+    running: bool = True,
+    actor: str = "",
+    now: datetime,
+) -> Deployment:
+    """A new deployment with its revision 1.
+
+    Raises InvalidSpec, ModelNotReady, NameInUse, and the adapter's BadParameters and UnsuitableModel.
+    """
+    _check_name(name)
+    _check_replicas(replicas)
+    fields = SpecFields(model_version.pk, engine, runtime, image, parameters or {}, placement or {})
+    fields = check_spec(model_version, fields)
+    try:
+        with transaction.atomic():
+            deployment = Deployment.objects.create(
+                name=name, description=description, replicas=replicas, running=running
+            )
+            deployment.revision = _add_revision(deployment, 1, fields, actor)
+            deployment.save(update_fields=["revision"])
+            log_event(
+                "deployment.created",
+                f"{name} was created with {model_version}, {replicas} replicas{_by(actor)}.",
+                deployment_id=deployment.pk,
+                now=now,
+            )
+    except IntegrityError as error:
+        if _holder_of(name) is None:
+            raise
+        raise NameInUse(f"there is a deployment {name!r} already") from error
+    return deployment
+
+
+def update_deployment(
+    deployment: Deployment, *, if_version: int | None, now: datetime, actor: str = "", **changes: Any
+) -> Deployment:
+    """The deployment with `changes` applied; a changed spec becomes a new revision, which rolls out.
+
+    `changes`: description, replicas, running, model_version, engine, runtime, image, parameters, placement.
+    `if_version` None: whatever it is now. Raises VersionConflict, BeingDeleted, and what `create_deployment` raises.
+    """
+    unknown = set(changes) - {*_SPEC_FIELDS, *_PLAIN_FIELDS, "model_version"}
+    if unknown:
+        raise InvalidSpec(dict.fromkeys(sorted(unknown), "cannot be changed"))
+    if "replicas" in changes:
+        _check_replicas(changes["replicas"])
+    with transaction.atomic():
+        current = _current(deployment.pk, if_version)
+        plain = {key: changes[key] for key in _PLAIN_FIELDS if key in changes and changes[key] != getattr(current, key)}
+        revision = _revised(current, changes, actor)
+        if revision is None and not plain:
+            return current
+        values = plain | ({"revision": revision} if revision else {})
+        _bump(current, values, now)
+        _tell_change(current, plain, revision, actor, now)
+        hints.hint_on_commit(hints.FEED, {"type": "changed"})
+    return Deployment.objects.select_related("revision__model_version__model").get(pk=deployment.pk)
+
+
+def start(deployment: Deployment, *, now: datetime, actor: str = "", if_version: int | None = None) -> Deployment:
+    """Run it again with the replicas it had."""
+    return update_deployment(deployment, if_version=if_version, now=now, actor=actor, running=True)
+
+
+def stop(deployment: Deployment, *, now: datetime, actor: str = "", if_version: int | None = None) -> Deployment:
+    """End its instances once their requests are done; its replicas are kept."""
+    return update_deployment(deployment, if_version=if_version, now=now, actor=actor, running=False)
+
+
+def scale(
+    deployment: Deployment, replicas: int, *, now: datetime, actor: str = "", if_version: int | None = None
+) -> Deployment:
+    return update_deployment(deployment, if_version=if_version, now=now, actor=actor, replicas=replicas)
+
+
+def rollback(
+    deployment: Deployment, number: int, *, now: datetime, actor: str = "", if_version: int | None = None
+) -> Deployment:
+    """Roll out the spec of revision `number` again, as a new revision. Raises UnknownRevision."""
+    revision = deployment.revisions.filter(number=number).select_related("model_version__model").first()
+    if revision is None:
+        raise UnknownRevision(f"{deployment.name} has no revision {number}")
+    changes = {name: getattr(revision, name) for name in _SPEC_FIELDS} | {"model_version": revision.model_version}
+    return update_deployment(deployment, if_version=if_version, now=now, actor=actor, **changes)
+
+
+def delete(deployment: Deployment, *, now: datetime, actor: str = "", if_version: int | None = None) -> None:
+    """Stop it and let it go: its name is free at once, its row ends when its last instance has."""
+    with transaction.atomic():
+        current = _current(deployment.pk, if_version)
+        _bump(current, {"deleted_at": now, "running": False}, now)
+        log_event(
+            "deployment.deleted", f"{current.name} is being deleted{_by(actor)}.", deployment_id=current.pk, now=now
+        )
+        hints.hint_on_commit(hints.FEED, {"type": "changed"})
+
+
+def _current(pk: int, if_version: int | None) -> Deployment:
+    current = Deployment.objects.select_related("revision__model_version__model").get(pk=pk)
+    if current.deleted_at is not None:
+        raise BeingDeleted(f"{current.name} is being deleted")
+    if if_version is not None and current.version != if_version:
+        raise _conflict(current.name, current.version)
+    return current
+
+
+def _bump(current: Deployment, values: dict[str, Any], now: datetime) -> None:
+    """Write `values` if nobody else wrote since `current` was read."""
+    rows = Deployment.objects.filter(pk=current.pk, version=current.version, deleted_at__isnull=True)
+    if not rows.update(version=F("version") + 1, updated_at=now, **values):
+        raise _conflict(current.name, Deployment.objects.values_list("version", flat=True).get(pk=current.pk))
+
+
+def _conflict(name: str, version: int) -> VersionConflict:
+    return VersionConflict(
+        f"{name} was changed meanwhile: it is at version {version} now", details={"current_version": version}
+    )
+
+
+def _revised(current: Deployment, changes: dict[str, Any], actor: str) -> Revision | None:
+    """The new revision that `changes` make; None when the spec stays what it is."""
+    revision = current.revision
+    if revision is None or not set(changes) & {*_SPEC_FIELDS, "model_version"}:
+        return None
+    version = changes.get("model_version", revision.model_version)
+    before = SpecFields.of(revision)
+    wanted = replace(
+        before, model_version_id=version.pk, **{key: changes[key] for key in _SPEC_FIELDS if key in changes}
+    )
+    wanted = check_spec(version, wanted)
+    if wanted == before:
+        return None
+    last = current.revisions.aggregate(last=Max("number"))["last"] or 0
+    return _add_revision(current, last + 1, wanted, actor)
+
+
+def _add_revision(deployment: Deployment, number: int, fields: SpecFields, actor: str) -> Revision:
+    return Revision.objects.create(
+        deployment=deployment,
+        number=number,
+        model_version_id=fields.model_version_id,
+        engine=fields.engine,
+        runtime=fields.runtime,
+        image=fields.image,
+        parameters=fields.parameters,
+        placement=fields.placement,
+        created_by=actor[:150],
+    )
+
+
+def _tell_change(
+    current: Deployment, plain: dict[str, Any], revision: Revision | None, actor: str, now: datetime
+) -> None:
+    told = []
+    if revision is not None:
+        told.append(f"revision {revision.number} with {revision.model_version}")
+    if "replicas" in plain:
+        told.append(f"{current.replicas} -> {plain['replicas']} replicas")
+    if "running" in plain:
+        told.append("started" if plain["running"] else "stopped")
+    if "description" in plain:
+        told.append("description")
+    message = f"{current.name} was changed{_by(actor)}: {', '.join(told)}."
+    log_event("deployment.changed", message, deployment_id=current.pk, now=now)
+
+
+def _check_name(name: str) -> None:
+    try:
+        PUBLIC_NAME(name)
+    except ValidationError as error:
+        raise InvalidSpec({"name": " ".join(error.messages)}) from error
+    if _holder_of(name) is not None:
+        raise NameInUse(f"there is a deployment {name!r} already")
+
+
+def _holder_of(name: str) -> Deployment | None:
+    return Deployment.objects.filter(name=name, deleted_at__isnull=True).first()
+
+
+def _check_replicas(replicas: Any) -> None:
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= MAX_REPLICAS:
+        raise InvalidSpec({"replicas": f"must be a whole number from 0 to {MAX_REPLICAS}"})
+
+
+def _by(actor: str) -> str:
+    return f" by {actor}" if actor else ""
