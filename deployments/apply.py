@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,7 +52,7 @@ def apply_leases(
     if not (judged.newly_lost or judged.found or judged.mass_loss_began or judged.mass_loss_ended):
         return
     with transaction.atomic():
-        fence(term, now, time.monotonic())
+        fence(term, now)
         if judged.newly_lost:
             mark_lost(judged.newly_lost, now)
         if judged.found:
@@ -77,7 +76,7 @@ def apply_outcome(
     if not (outcome.moves or outcome.placements or told or finished or news):
         return False
     with transaction.atomic():
-        fence(term, now, time.monotonic())
+        fence(term, now)
         if finished:
             _remove(deployment)
             return False
@@ -156,7 +155,7 @@ def sync_desired(
     ]
     for server_id in differ:
         with transaction.atomic():
-            fence(term, now, time.monotonic())
+            fence(term, now)
             specs = _specs(server_id, wanted.get(server_id, set()))
             set_desired(server_id, specs, now)
 

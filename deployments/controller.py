@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Event as StopSignal
@@ -45,18 +46,19 @@ class Leading:
 class Controller:
     """One candidate. `step` is one pass; it does nothing while another controller leads."""
 
-    def __init__(self, holder: str | None = None) -> None:
+    def __init__(self, holder: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.holder = holder or f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._clock = clock
         self._leading: Leading | None = None
 
     @property
     def leads(self) -> bool:
         return self._leading is not None
 
-    def step(self, now: datetime, monotonic: float) -> bool:
+    def step(self, now: datetime) -> bool:
         """One pass; whether this controller led it. Database errors come through; leadership is judged anew then."""
         try:
-            leading = self._hold_lease(now, monotonic)
+            leading = self._hold_lease(now)
             if leading is None:
                 return False
             _decide(leading, now)
@@ -73,13 +75,11 @@ class Controller:
             log.info("controller.resigned", holder=self.holder)
             self._leading = None
 
-    def _hold_lease(self, now: datetime, monotonic: float) -> Leading | None:
+    def _hold_lease(self, now: datetime) -> Leading | None:
         if self._leading is not None:
-            if monotonic >= self._leading.term.decide_until:
-                raise LostLeadership("the lease could not be renewed in time")
-            self._leading.term = leader.renew(self._leading.term, now, monotonic)
+            self._leading.term = leader.renew(self._leading.term, now)
             return self._leading
-        term = leader.acquire(self.holder, now, monotonic, settings.LEADER_LEASE_S)
+        term = leader.acquire(self.holder, now, settings.LEADER_LEASE_S, self._clock)
         if term is None:
             return None
         log.info("controller.leads", holder=self.holder)
@@ -135,7 +135,7 @@ def run_controller(stop: StopSignal, *, holder: str | None = None, tick_s: float
         began = time.monotonic()
         try:
             close_old_connections()
-            controller.step(timezone.now(), began)
+            controller.step(timezone.now())
             failures = 0
         except (DatabaseError, InterfaceError) as error:
             connection.close()

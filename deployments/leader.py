@@ -6,7 +6,8 @@ monotonic clock before the lease ends in the row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.db.models import Q
@@ -26,37 +27,45 @@ class LostLeadership(Exception):
 
 @dataclass(frozen=True)
 class Term:
-    """`decide_until` is on the monotonic clock."""
+    """`decide_until` is a time of `clock`, which is monotonic."""
 
     holder: str
     lease_s: float
     decide_until: float
+    clock: Callable[[], float]
+
+    def may_decide(self) -> bool:
+        return self.clock() < self.decide_until
 
 
-def acquire(holder: str, now: datetime, monotonic: float, lease_s: float) -> Term | None:
+def acquire(holder: str, now: datetime, lease_s: float, clock: Callable[[], float]) -> Term | None:
     """Take the lease if it is free or ran out; None: another holds it."""
+    asked_at = clock()
     Leader.objects.get_or_create(name=NAME)
     free = Q(holder="") | Q(holder=holder) | Q(expires_at__isnull=True) | Q(expires_at__lt=now)
     taken = Leader.objects.filter(free, name=NAME).update(
         holder=holder, since=now, renewed_at=now, expires_at=now + timedelta(seconds=lease_s)
     )
-    return Term(holder, lease_s, monotonic + lease_s - MARGIN_S) if taken else None
+    return Term(holder, lease_s, asked_at + lease_s - MARGIN_S, clock) if taken else None
 
 
-def renew(term: Term, now: datetime, monotonic: float) -> Term:
+def renew(term: Term, now: datetime) -> Term:
     """A longer term. Raises LostLeadership when the row says otherwise."""
-    kept = _mine(term, now).update(renewed_at=now, expires_at=now + timedelta(seconds=term.lease_s))
+    asked_at = term.clock()
+    kept = term.may_decide() and _mine(term, now).update(
+        renewed_at=now, expires_at=now + timedelta(seconds=term.lease_s)
+    )
     if not kept:
         raise LostLeadership("the lease ran out or was taken by another controller")
-    return Term(term.holder, term.lease_s, monotonic + term.lease_s - MARGIN_S)
+    return replace(term, decide_until=asked_at + term.lease_s - MARGIN_S)
 
 
-def fence(term: Term, now: datetime, monotonic: float) -> None:
+def fence(term: Term, now: datetime) -> None:
     """Call first inside each transaction that decides. Raises LostLeadership.
 
     It is an update, so it locks the row: a takeover waits for the transaction or the transaction sees the takeover.
     """
-    if monotonic >= term.decide_until or not _mine(term, now).update(name=NAME):
+    if not term.may_decide() or not _mine(term, now).update(name=NAME):
         raise LostLeadership("the lease ran out or was taken by another controller")
 
 

@@ -31,7 +31,7 @@ class Agents:
     def __init__(self, now: dt.datetime) -> None:
         self.now = now
         self.monotonic = 1000.0
-        self.controller = Controller("test")
+        self.controller = Controller("test", clock=lambda: self.monotonic)
         self.dead: set[str] = set()  # names of servers that are not heard of
         self.fails: Callable[[str, int], bool] = lambda server, revision: False
 
@@ -42,7 +42,7 @@ class Agents:
     def run(self, seconds: float = 8.0, each: Callable[[], None] = lambda: None) -> None:
         for _ in range(int(seconds * 2)):
             self.act()
-            self.controller.step(self.now, self.monotonic)
+            self.controller.step(self.now)
             each()
             self.pass_time(0.5)
 

@@ -43,6 +43,6 @@ def test_an_idle_pass_writes_and_tells_nothing(world: Agents, django_assert_max_
     world.run()
     events, generation = Event.objects.count(), ServerDesired.objects.get().generation
     with django_assert_max_num_queries(9):
-        world.controller.step(world.now, world.monotonic)
+        world.controller.step(world.now)
     assert Event.objects.count() == events
     assert ServerDesired.objects.get().generation == generation
