@@ -1,0 +1,158 @@
+"""The door of this server for gateways on other machines: mutual TLS in, loopback out, byte for byte.
+
+A connection names its instance by SNI (`wire.certs.relay_name`) and proves itself by a certificate of this CA whose
+organizational unit is `gateway`. Nothing is parsed, and at most a buffer is held: a slow reader slows the writer.
+TLS has no half-close in asyncio: when the engine ends its side everything it wrote is delivered first; when the
+gateway goes, the engine's connection is closed at once, so that it stops working on the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from agent.home import AgentHome, write_whole
+from wire.certs import relay_name, relay_wildcard
+from wire.join import NodeIdentity
+
+FIRST_PORT = 8444
+_PIECE_BYTES = 64 * 2**10
+_CONNECT_TIMEOUT_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Relay:
+    """Listens from `start` to `close`."""
+
+    def __init__(self, home: AgentHome, identity: NodeIdentity, port_of: Callable[[str], int | None]) -> None:
+        """`port_of(instance_id)` gives the loopback port of a running instance, None for others."""
+        self._home = home
+        self._server_id = identity.node_id
+        self._port_of = port_of
+        self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._context = self._make_context(identity)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen on `port`; 0: the port of last time, else 8444, else any free one, kept for next time.
+
+        Raises OSError when a fixed port is in use.
+        """
+        for candidate in (port,) if port else (self._last_port(), FIRST_PORT, 0):
+            if candidate is None:
+                continue
+            try:
+                self._server = await asyncio.start_server(
+                    self._accept, host, candidate, ssl=self._context, ssl_handshake_timeout=10, limit=_PIECE_BYTES
+                )
+                break
+            except OSError as error:
+                if candidate == port:
+                    raise
+                log.info("relay.port_in_use", port=candidate, error=str(error))
+        assert self._server is not None  # noqa: S101 - port 0 always binds
+        self.port = self._server.sockets[0].getsockname()[1]
+        write_whole(self._home.relay_port_file, str(self.port).encode())
+        log.info("relay.listening", host=host, port=self.port)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _last_port(self) -> int | None:
+        try:
+            return int(self._home.relay_port_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _make_context(self, identity: NodeIdentity) -> ssl.SSLContext:
+        write_whole(self._home.relay_pem, (identity.certificate_pem + identity.tls_key_pem).encode())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self._home.relay_pem)
+        context.load_verify_locations(cadata=identity.ca_pem)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.sni_callback = self._remember_name
+        return context
+
+    def _remember_name(self, connection: Any, name: str | None, context: ssl.SSLContext) -> int | None:
+        if name is None or not name.endswith(relay_wildcard(self._server_id)[1:]):
+            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+        self._names[connection] = name
+        return None
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        self._connections.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, ssl.SSLError, TimeoutError) as error:
+            log.info("relay.broken", error=str(error) or type(error).__name__)
+        except asyncio.CancelledError:
+            log.debug("relay.cancelled")  # closing; nobody awaits the streams' callback
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("ssl_object")
+        name = self._names.get(connection, "")
+        if "gateway" not in _units_of(connection.getpeercert()):
+            log.warning("relay.refused", name=name, peer=writer.get_extra_info("peername"), reason="not a gateway")
+            writer.transport.abort()
+            return
+        instance_id = name.split(".")[0]
+        port = self._port_of(instance_id) if name == relay_name(instance_id, self._server_id) else None
+        if port is None:
+            log.info("relay.unknown_instance", name=name)
+            return
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            engine_reader, engine_writer = await asyncio.open_connection("127.0.0.1", port, limit=_PIECE_BYTES)
+        for end in (writer, engine_writer):
+            _no_delay(end)
+        requests = asyncio.create_task(_pipe(reader, engine_writer))
+        answers = asyncio.create_task(_pipe(engine_reader, writer))
+        try:
+            await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (requests, answers):
+                task.cancel()
+            await asyncio.gather(requests, answers, return_exceptions=True)
+            engine_writer.close()
+        if not writer.is_closing():  # the engine ended: let the last bytes out
+            writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                    await writer.wait_closed()
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(_PIECE_BYTES):
+        writer.write(piece)
+        await writer.drain()
+
+
+def _no_delay(writer: asyncio.StreamWriter) -> None:
+    sock = writer.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _units_of(certificate: Any) -> set[str]:
+    """Organizational units of a verified certificate as `getpeercert()` gives it."""
+    subject = (certificate or {}).get("subject", ())
+    return {value for rdn in subject for key, value in rdn if key == "organizationalUnitName"}
