@@ -1,0 +1,124 @@
+"""The HTTP side: a plain ASGI app. Finds out what is asked, and lets an `Exchange` or a small answer do it."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+import orjson
+
+from gateway.admit import Endpoint, authenticate, find_route, visible_routes
+from gateway.answers import JSON, Header, Message, Receive, Send, send_answer, send_error
+from gateway.errors import GatewayError, gateway_starting
+from gateway.exchange import Exchange
+from gateway.service import Service, instant
+from wire.messages import FeedRoute
+from wire.versions import RELEASE
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+_MODELS = "/v1/models"
+_ALLOWED_HEADERS = b"authorization, content-type, x-request-id, openai-organization, openai-project"
+_EXPOSED_HEADERS = b"x-request-id, retry-after, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
+
+
+class App:
+    """ASGI application of one gateway process."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._origins = frozenset(origin.encode() for origin in service.settings.cors_origins)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if _REQUEST_ID.fullmatch(given) else b"req-" + uuid.uuid4().hex.encode()
+        common: list[Header] = [(b"x-request-id", request_id)]
+        if self._origins and (origin := headers.get(b"origin")) is not None:
+            common += self._cors(origin)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await send_answer(send, 204, b"", common)
+                return
+        endpoint = _ENDPOINTS.get(scope["path"])
+        try:
+            if endpoint is not None:
+                if scope["method"] != "POST":
+                    raise _not_allowed(b"POST")
+                await Exchange(self._service, endpoint, headers, common, request_id.decode()).run(receive, send)
+            else:
+                await self._small(scope, headers, common, send)
+        except GatewayError as error:
+            await send_error(send, error, common)
+
+    async def _small(self, scope: Message, headers: dict[bytes, bytes], common: list[Header], send: Send) -> None:
+        """Everything that is answered from memory."""
+        path: str = scope["path"]
+        answer = self._look_up(path, headers)
+        if answer is None:
+            raise GatewayError(404, "not_found", f"There is nothing at {path[:200]}. The API is below /v1/.")
+        if scope["method"] not in ("GET", "HEAD"):
+            raise _not_allowed(b"GET")
+        status, content_type, body = answer
+        await send_answer(send, status, body, [(b"content-type", content_type), *common])
+
+    def _look_up(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, bytes, bytes] | None:
+        service = self._service
+        if path == _MODELS or path.startswith(_MODELS + "/"):
+            return 200, JSON[1], self._models(path[len(_MODELS) + 1 :], headers)
+        if path == "/healthz":
+            return 200, JSON[1], b'{"status":"ok"}'
+        if path == "/readyz":
+            if service.state is None:
+                return 503, JSON[1], b'{"status":"waiting","reason":"no state from the master or from disk yet"}'
+            connected = service.feed is not None and service.feed.connected
+            return 200, JSON[1], orjson.dumps({"status": "ready", "master_connected": connected})
+        if path == "/metrics":
+            return 200, b"text/plain; version=0.0.4; charset=utf-8", service.metrics_text()
+        if path == "/":
+            about = {"service": "stokehold gateway", "release": RELEASE, "api": "/v1", "models": _MODELS}
+            return 200, JSON[1], orjson.dumps(about)
+        return None
+
+    def _models(self, name: str, headers: dict[bytes, bytes]) -> bytes:
+        """The list, or one model. Raises GatewayError 401, 403, 404, 503."""
+        state = self._service.state
+        if state is None:
+            raise gateway_starting()
+        caller = authenticate(state, headers.get(b"authorization"), instant().unix_s)
+        if name:
+            return orjson.dumps(_model(find_route(state, caller, name)))
+        return orjson.dumps({"object": "list", "data": [_model(route) for route in visible_routes(state, caller)]})
+
+    def _cors(self, origin: bytes) -> list[Header]:
+        if b"*" not in self._origins and origin not in self._origins:
+            return [(b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", b"*" if b"*" in self._origins else origin),
+            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+            (b"access-control-allow-headers", _ALLOWED_HEADERS),
+            (b"access-control-expose-headers", _EXPOSED_HEADERS),
+            (b"access-control-max-age", b"600"),
+            (b"vary", b"Origin"),
+        ]
+
+
+def _model(route: FeedRoute) -> dict[str, Any]:
+    model: dict[str, Any] = {
+        "id": route.id,
+        "object": "model",
+        "created": route.created,
+        "owned_by": "stokehold",
+        "ready": bool(route.targets),
+    }
+    if route.max_context_tokens is not None:
+        model["max_model_len"] = route.max_context_tokens
+    return model
+
+
+def _not_allowed(allow: bytes) -> GatewayError:
+    return GatewayError(
+        405, "method_not_allowed", f"Only {allow.decode()} is understood here.", headers=((b"allow", allow),)
+    )

@@ -1,0 +1,188 @@
+"""What a request used, read from the engine's answer on its way to the client. Pure: bytes in, bytes out.
+
+A stream is passed on as it comes, whole server-sent events at a time. An event is parsed only when it must be: the
+first (for the model's name), one with `usage`, one with an error.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.errors import from_engine
+
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
+_DATA = re.compile(rb"^(?:data|error): ?(.*?)\r?$", re.MULTILINE)
+_MARKS = ((b'"delta":{"', 1), (b'"text":"', 1), (b'"text":""', -1))
+"""What a chunk with a piece of text holds, counted when an engine has not told its usage."""
+_SPACED_MARKS = ((b'"delta": {"', 1), (b'"text": "', 1), (b'"text": ""', -1))
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class EventTooLarge(Exception):
+    """A server-sent event has no end within MAX_EVENT_BYTES."""
+
+
+def usage_of(data: Any) -> Usage | None:
+    """`usage` of an answer or chunk; None when it holds none."""
+    usage = data.get("usage") if isinstance(data, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def read_answer(body: bytes, model: str) -> tuple[bytes, Usage | None]:
+    """(body under the public model name, usage) of a whole answer."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body, None
+    usage = usage_of(data)
+    if isinstance(data, dict) and data.get("model", model) != model:
+        data["model"] = model
+        body = orjson.dumps(data)
+    return body, usage
+
+
+class StreamMeter:
+    """Follows one stream of server-sent events.
+
+    `strip_usage`: the client did not ask for the usage chunk, so it does not get it.
+    """
+
+    __slots__ = ("_first", "_marks", "_model", "_names", "_strip", "_tail", "_tokens", "done", "failed", "usage")
+
+    def __init__(self, model: str, *, strip_usage: bool) -> None:
+        self.usage: Usage | None = None
+        self.done = False
+        """`[DONE]` was seen: the answer is complete."""
+        self.failed = False
+        """The engine sent an error event."""
+        self._model = model
+        self._strip = strip_usage
+        self._tail = b""
+        self._first = True
+        self._names: tuple[tuple[bytes, bytes], ...] = ()
+        self._tokens = 0
+        self._marks = _MARKS
+
+    def feed(self, data: bytes) -> bytes:
+        """The part of `data` (and of what was held back) to pass on now. Raises EventTooLarge."""
+        if self._tail:
+            data = self._tail + data
+        if data.endswith(b"\n\n"):
+            self._tail = b""
+        else:
+            end = _last_boundary(data)
+            self._tail = data[end:]
+            data = data[:end]
+            if len(self._tail) > MAX_EVENT_BYTES:
+                raise EventTooLarge
+            if not data:
+                return b""
+        if self._first or b'"usage"' in data or b'"error"' in data or b"error:" in data:
+            data = self._by_event(data)
+        elif self._names:
+            data = self._rename(data)
+        for mark, sign in self._marks:
+            self._tokens += sign * data.count(mark)
+        if b"data: [DONE]" in data or b"data:[DONE]" in data:
+            self.done = True
+        return data
+
+    def end(self) -> bytes:
+        """What is held back at the end of the stream (an engine that leaves out the last blank line)."""
+        tail, self._tail = self._tail, b""
+        return self.feed(tail + b"\n\n") if tail.strip() else b""
+
+    def produced(self, prompt_tokens: int) -> Usage:
+        """What the engine said was used; else one token a chunk, and the prompt as estimated."""
+        if self.usage is not None:
+            return self.usage
+        return Usage(prompt_tokens=0 if self._first else prompt_tokens, completion_tokens=self._tokens)
+
+    def _by_event(self, data: bytes) -> bytes:
+        kept, start = [], 0
+        for match in _BOUNDARY.finditer(data):
+            event = data[start : match.end()]
+            start = match.end()
+            if self._first or b'"usage"' in event or b'"error"' in event or event.startswith(b"error:"):
+                event = self._look(event)
+            if event:
+                kept.append(self._rename(event))
+        return b"".join(kept)
+
+    def _look(self, event: bytes) -> bytes:
+        """Read one event; what is left of it for the client."""
+        match = _DATA.search(event)
+        if match is None:
+            return event
+        try:
+            chunk = orjson.loads(match[1])
+        except orjson.JSONDecodeError:
+            return event
+        if not isinstance(chunk, dict):
+            return event
+        if "error" in chunk or event.startswith(b"error:"):
+            self.failed = True
+            status = chunk["error"].get("code") if isinstance(chunk.get("error"), dict) else None
+            return from_engine(status if isinstance(status, int) else 500, match[1]).event()
+        if self._first and "choices" in chunk:
+            self._first = False
+            self._learn(chunk.get("model", self._model))
+            self._marks = _SPACED_MARKS if b'"choices": ' in event else _MARKS
+            if _only_says_role(chunk["choices"]):
+                self._tokens -= 1
+        usage = usage_of(chunk)
+        if usage is None:
+            return event
+        self.usage = usage
+        return b"" if self._strip and not chunk.get("choices") else event
+
+    def _learn(self, name: object) -> None:
+        if name == self._model:
+            return
+        old, new = orjson.dumps(name), orjson.dumps(self._model)
+        self._names = ((b'"model":' + old, b'"model":' + new), (b'"model": ' + old, b'"model": ' + new))
+
+    def _rename(self, data: bytes) -> bytes:
+        """Inside a JSON string its quotes would be escaped: what matches is a key of the chunk."""
+        for old, new in self._names:
+            data = data.replace(old, new)
+        return data
+
+
+def _only_says_role(choices: Any) -> bool:
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return False
+    delta = choices[0].get("delta")
+    return isinstance(delta, dict) and "role" in delta and not any(v for k, v in delta.items() if k != "role")
+
+
+def _last_boundary(data: bytes) -> int:
+    """Index after the last blank line, 0 without one."""
+    ends = [data.rfind(mark) + len(mark) for mark in (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n") if mark in data]
+    return max(ends, default=0)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -1,0 +1,180 @@
+"""One gateway process: parts, tasks and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import uvicorn
+
+from gateway.accesslog import AccessLog
+from gateway.app import App
+from gateway.feed import Feed
+from gateway.home import Home, own_host_id
+from gateway.journal import Journal
+from gateway.metrics import Metrics
+from gateway.service import Service, Settings
+from gateway.upstream import Pool
+from wire.join import NodeIdentity
+
+log = structlog.get_logger(__name__)
+
+DRAIN_S = 30
+"""How long requests in flight may take to end after SIGTERM."""
+_BACKLOG = 2048
+_LAST_WORDS_S = 1.0
+
+
+class PortInUse(Exception):
+    """The address cannot be listened on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where and how to listen. With `tls_cert` and `tls_key` (PEM files) it speaks HTTPS."""
+
+    host: str
+    port: int
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+@dataclass
+class Gateway:
+    """Builds and runs the parts. Make it inside a running event loop."""
+
+    home: Home
+    identity: NodeIdentity
+    listen: Listen
+    settings: Settings = field(default_factory=Settings)
+    port: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The port it listens on, once it does."""
+    service: Service | None = None
+    _server: uvicorn.Server | None = None
+
+    def stop(self) -> None:
+        """As SIGTERM does."""
+        if self._server is not None:
+            self._server.should_exit = True
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; then let requests in flight end and write all usage down.
+
+        Raises PortInUse.
+        """
+        listener = bind(self.listen.host, self.listen.port)
+        port: int = listener.getsockname()[1]
+        tls = self.home.tls_context(self.identity)
+        host_id = own_host_id()
+        scheme = "https" if self.listen.tls_cert else "http"
+        service = self.service = Service(
+            Pool(host_id, tls), Journal(self.home.journal), Metrics(), AccessLog(), self.settings
+        )
+        feed = Feed(
+            self.home,
+            self.identity,
+            tls,
+            host_id=host_id,
+            base_url=f"{scheme}://{_named(self.listen.host)}:{port}/v1",
+            status=service.status,
+        )
+        service.attach(feed)
+        service.recover()
+        feed.load()
+        server = self._server = uvicorn.Server(self._uvicorn(service))
+        tasks = [
+            asyncio.create_task(_watched("feed", feed.run())),
+            asyncio.create_task(_watched("access_log", service.access_log.run())),
+        ]
+        journal = asyncio.create_task(_watched("journal", service.journal.run()))
+        log.info("gateway.listening", host=self.listen.host, port=port, tls=scheme == "https", host_id=host_id)
+        self.port.set_result(port)
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            log.info("gateway.stopping")
+            await service.journal.close()
+            await journal
+            await _last_words(service, feed)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await service.pool.close()
+            service.access_log.flush()
+        log.info("gateway.stopped")
+
+    def _uvicorn(self, service: Service) -> uvicorn.Config:
+        return uvicorn.Config(
+            App(service),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=DRAIN_S,
+            ssl_certfile=self.listen.tls_cert,
+            ssl_keyfile=self.listen.tls_key,
+            backlog=_BACKLOG,
+        )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises PortInUse with one sentence."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise PortInUse(f"cannot listen on {host}: {error.strerror or error}.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise PortInUse(
+            f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
+            "stop what uses it, or choose another with --port."
+        ) from error
+    return listener
+
+
+async def _last_words(service: Service, feed: Feed) -> None:
+    """Give the master a moment to acknowledge the last usage; what it does not is delivered after the next start."""
+    if feed.connected and service.journal.waiting:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(service.journal.delivered.wait(), _LAST_WORDS_S)
+
+
+async def _watched(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """A background task must never end by an error unseen."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("task.failed", task=name)
+        with contextlib.suppress(ProcessLookupError):
+            signal.raise_signal(
+                signal.SIGTERM
+            )  # without this part the process is of no use: the supervisor restarts it
+
+
+def _named(host: str) -> str:
+    """An address that others can use for it: all interfaces become this host's name."""
+    if host in ("0.0.0.0", "::", ""):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host

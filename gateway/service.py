@@ -1,0 +1,145 @@
+"""All parts of one gateway process, and how they hang together."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from gateway.accesslog import AccessLog
+from gateway.feed import Change, Feed
+from gateway.journal import Journal
+from gateway.metrics import Metrics
+from gateway.quota import Instant, Ledger
+from gateway.relay import Relay
+from gateway.routing import Balancer
+from gateway.state import State
+from gateway.upstream import Pool
+from wire.messages import FeedRoute, GatewayStatus
+
+_RATE_WINDOW_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options of the HTTP side."""
+
+    max_body_bytes: int = 20 * 1024 * 1024
+    cors_origins: tuple[str, ...] = ()
+    access_log: bool = True
+
+
+class Throughput:
+    """Requests and tokens of the last whole minute, by second."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[list[int]] = deque()
+
+    def add(self, tokens: int, now: float) -> None:
+        second = int(now)
+        if not self._seconds or self._seconds[-1][0] != second:
+            self._seconds.append([second, 0, 0])
+            self._expire(now)
+        last = self._seconds[-1]
+        last[1] += 1
+        last[2] += tokens
+
+    def per_minute(self, now: float) -> tuple[float, float]:
+        """(requests, tokens)"""
+        self._expire(now)
+        return float(sum(item[1] for item in self._seconds)), float(sum(item[2] for item in self._seconds))
+
+    def _expire(self, now: float) -> None:
+        while self._seconds and self._seconds[0][0] + _RATE_WINDOW_S < now:
+            self._seconds.popleft()
+
+
+class Service:
+    """State in force, counters, and the parts that serve one request. Made once a process."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        journal: Journal,
+        metrics: Metrics,
+        access_log: AccessLog,
+        settings: Settings,
+        *,
+        retry_budget_s: float = 10.0,
+    ) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.journal = journal
+        self.metrics = metrics
+        self.access_log = access_log
+        self.ledger = Ledger()
+        self.balancer = Balancer()
+        self.throughput = Throughput()
+        self.state: State | None = None
+        self.feed: Feed | None = None
+        self._lost_at: dict[str, float] = {}
+        self.relay = Relay(pool, self.balancer, metrics, self._find_route, self._lost_at.get, budget_s=retry_budget_s)
+
+    def attach(self, feed: Feed) -> None:
+        """Connect the feed with journal and state."""
+        self.feed = feed
+        feed.on_change = self.accept
+        feed.on_ack = self.acknowledge
+        feed.waiting = lambda: list(self.journal.waiting.values())
+        self.journal.on_batch = feed.deliver
+        self.journal.is_connected = lambda: feed.connected
+
+    def accept(self, state: State, change: Change) -> None:
+        """Put a new state in force: the next request sees it, a running one keeps what it was admitted by."""
+        now = time.monotonic()
+        for name, route in state.routes.items():
+            if route.targets:
+                self._lost_at.pop(name, None)
+            elif self.state is not None and (old := self.state.routes.get(name)) is not None and old.targets:
+                self._lost_at[name] = now
+        self.state = state
+        self.ledger.rebase(
+            state.keys if change.key_ids is None else change.key_ids,
+            state.projects if change.project_ids is None else change.project_ids,
+        )
+        known = set(state.routable())
+        self.pool.retain(known)
+        self.balancer.forget(known)
+
+    def acknowledge(self, batch_id: str) -> None:
+        batch = self.journal.acknowledge(batch_id)
+        if batch is not None:
+            self.ledger.acknowledge(batch.rows, instant())
+
+    def recover(self) -> None:
+        """Take up unacknowledged usage of earlier processes."""
+        self.journal.recover()
+        for batch in self.journal.waiting.values():
+            self.ledger.restore(batch.rows)
+
+    def status(self) -> GatewayStatus:
+        """What the master is told each second."""
+        requests, tokens = self.throughput.per_minute(time.monotonic())
+        return GatewayStatus(
+            at=time.time(),
+            routable=() if self.state is None else self.state.routable(),
+            in_flight=dict(self.balancer.in_flight),
+            requests_per_minute=requests,
+            tokens_per_minute=tokens,
+        )
+
+    def metrics_text(self) -> bytes:
+        """Exposition of all metrics, with the gauges as they are now."""
+        metrics, feed = self.metrics, self.feed
+        heard_at = feed.heard_at if feed is not None else None
+        metrics.feed_connected.set(1 if feed is not None and feed.connected else 0)
+        metrics.feed_age.set(-1 if heard_at is None else time.monotonic() - heard_at)
+        metrics.journal_backlog.set(len(self.journal.waiting))
+        return metrics.text()
+
+    def _find_route(self, model: str) -> FeedRoute | None:
+        return None if self.state is None else self.state.routes.get(model)
+
+
+def instant() -> Instant:
+    return Instant(time.monotonic(), time.time())
