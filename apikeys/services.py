@@ -165,13 +165,14 @@ def update_key(key: ApiKey, *, now: dt.datetime, **changes: Any) -> ApiKey:
 
 def revoke_key(key: ApiKey, now: dt.datetime, *, actor: str = "") -> ApiKey:
     """Refuse a key from now on, for good. A second call changes nothing."""
-    with transaction.atomic():
-        changed = ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True).update(revoked_at=now, updated_at=now)
-        if changed:
-            _hint_after_commit()
     key.refresh_from_db()
-    if changed:
-        log.info("key.revoked", key=key.id, actor=actor)
+    if key.revoked_at is not None:
+        return key
+    key.revoked_at = now
+    with transaction.atomic():
+        key.save(update_fields=["revoked_at", "updated_at"])
+        _hint_after_commit()
+    log.info("key.revoked", key=key.id, actor=actor)
     return key
 
 

@@ -229,7 +229,12 @@ class Store:
         for folder in self._uploads.glob("*"):
             with suppress(FileNotFoundError):  # another process cleans as well
                 if time.time() - folder.stat().st_mtime > _UPLOAD_LIFETIME_S:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+
+    def uploads_folder(self) -> Path:
+        """Where uploads are written to as they come: on the store's file system, so that they never move again."""
+        self._uploads.mkdir(parents=True, exist_ok=True)
+        return self._uploads
 
     def keep_upload(self, temporary: Path, name: str) -> Path:
         """Move an uploaded file to a folder of its own, under `name`. Raises BadSource for an unsafe name."""
@@ -239,9 +244,10 @@ class Store:
             raise BadSource(f"The file name {name!r} is not safe.") from error
         if "/" in name:
             raise BadSource(f"The file name {name!r} is not safe.")
-        folder = self._uploads / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        folder = self.uploads_folder() / uuid.uuid4().hex
+        folder.mkdir()
         shutil.move(temporary, folder / name)
+        (folder / name).chmod(0o444)
         return folder / name
 
     def drop_upload(self, path: Path) -> None:
