@@ -1,0 +1,164 @@
+"""Pages of models and their versions: glue around `models_registry.services`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.core.files.uploadedfile import UploadedFile
+from django.db.models import Model as Row
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern
+from django.utils import timezone
+
+from models_registry import services
+from models_registry.models import NAME, ModelVersion
+from pages.base import PageAdmin, told
+from pages.cells import cell
+from pages.forms import PageForm
+
+
+class ImportForm(PageForm):
+    """Where a version's files come from: this machine, or the person's own."""
+
+    name = forms.CharField(max_length=120, validators=[NAME], help_text="Name of the model, e.g. `qwen3-8b`.")
+    version = forms.CharField(max_length=40, required=False, help_text="Empty: the next free number.")
+    path = forms.CharField(
+        max_length=1000,
+        required=False,
+        label="Path on the master's machine",
+        help_text="A GGUF file, or a folder with the model's files.",
+    )
+    link = forms.BooleanField(
+        required=False,
+        label="Hard-link instead of copying",
+        help_text="Quick and takes no space, when on the same disk.",
+    )
+    upload = forms.FileField(required=False, label="Or upload one file", help_text="A GGUF file of this computer.")
+
+    def clean(self) -> dict[str, Any]:
+        found = super().clean()
+        if bool(found.get("path")) == bool(found.get("upload")):
+            raise forms.ValidationError("Give either a path or a file to upload.")
+        return found
+
+
+@admin.register(ModelVersion)
+class ModelVersionAdmin(PageAdmin):
+    """Model versions: what is in the store."""
+
+    live_topic = "models"
+    intro = "Immutable versions in the content-addressed store. Servers pull only what their instances need."
+    list_display = ("title", "version", "state_badge", "size", "facts", "created_at")
+    list_filter = ("state", "format")
+    search_fields = ("model__name", "version", "architecture")
+    list_select_related = ("model",)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).defer("manifest", "metadata")
+
+    def list_title(self) -> str:
+        return "Models"
+
+    @admin.display(description="Model", ordering="model__name")
+    def title(self, row: ModelVersion) -> str:
+        return row.model.name
+
+    @admin.display(description="State", ordering="state")
+    def state_badge(self, row: ModelVersion) -> str:
+        return cell("model", "state", row)
+
+    @admin.display(description="Size", ordering="size_bytes")
+    def size(self, row: ModelVersion) -> str:
+        return cell("model", "size", row)
+
+    @admin.display(description="Facts", ordering="parameter_count")
+    def facts(self, row: ModelVersion) -> str:
+        return cell("model", "facts", row)
+
+    # ------------------------------------------------------------------------------------------------ pages
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Starts an import; the list then shows its progress."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = ImportForm(request.POST or None, request.FILES or None)
+        if request.method == "POST" and form.is_valid():
+            with told(request):
+                row = _start(form.cleaned_data)
+                messages.success(request, f"The import of {row} has started.")
+                return HttpResponseRedirect(self.url("change", row.pk))
+        return self.page(request, "stokehold/model_import.html", "Import a model", form=form)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        row = self.row_or_404(request, object_id)
+        users = row.revisions.filter(deployment__deleted_at__isnull=True, deployment__revision_id__isnull=False)
+        names = sorted({revision.deployment.name for revision in users.select_related("deployment")})
+        return self.page(
+            request,
+            "stokehold/model.html",
+            str(row),
+            row=row,
+            used_by=names,
+            may_delete=self.has_delete_permission(request, row),
+        )
+
+    def own_urls(self) -> list[URLPattern]:
+        return [self.route("<str:object_id>/delete/", self.delete_page, "delete_page")]
+
+    def delete_page(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """In place of Django's own delete view, which knows nothing of files or of who uses them."""
+        row = self.row_or_404(request, object_id)
+        if not self.has_delete_permission(request, row):
+            raise PermissionDenied
+        title = str(row)
+        if request.method == "POST":
+            with told(request):
+                services.delete_version(row)
+                messages.success(request, f"{title} is deleted.")
+                return HttpResponseRedirect(self.url("changelist"))
+            return HttpResponseRedirect(self.url("change", row.pk))
+        return self.confirmed(
+            request,
+            f"Delete {title}?",
+            lambda: None,
+            done="",
+            back=self.url("change", row.pk),
+            consequence="Its row goes, and those of its files that no other version has. A version that a deployment "
+            "uses is not deleted.",
+            button="Delete it",
+            danger=True,
+        )
+
+    def has_change_permission(self, request: HttpRequest, obj: Row | None = None) -> bool:
+        return False  # immutable
+
+
+def _start(asked: dict[str, Any]) -> ModelVersion:
+    version, now = asked["version"] or None, timezone.now()
+    if asked["upload"] is None:
+        return services.start_import(asked["name"], Path(asked["path"]), version=version, link=asked["link"], now=now)
+    upload: UploadedFile = asked["upload"]
+    kept = _on_disk(upload)
+    try:
+        return services.start_upload(asked["name"], kept, upload.name or "model.gguf", version=version, now=now)
+    finally:
+        kept.unlink(missing_ok=True)  # moved away unless it was refused
+
+
+def _on_disk(upload: UploadedFile) -> Path:
+    """The uploaded file beside the store, so that taking it in is a rename."""
+    folder = services.store().root
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".upload-")
+    with os.fdopen(handle, "wb") as file:
+        for chunk in upload.chunks():
+            file.write(chunk)
+    return Path(name)

@@ -1,0 +1,28 @@
+"""Which rows are audited, and which of their fields never enter the audit log."""
+
+from __future__ import annotations
+
+from auditlog.registry import auditlog
+from django.contrib.auth.models import Group, User
+
+from apikeys.models import ApiKey, Membership, Project
+from deployments.models import Deployment, Revision
+from fleet.models import Gateway, JoinToken, Server
+from models_registry.models import Model
+
+_NODE = ["public_key_pem", "certificate_pem"]
+
+
+def register_all() -> None:
+    """What people and keys decide; not what is observed (states, usage, samples)."""
+    auditlog.register(Server, exclude_fields=_NODE)
+    auditlog.register(Gateway, exclude_fields=_NODE)
+    auditlog.register(JoinToken, exclude_fields=["secret_hash"])
+    auditlog.register(Model)
+    auditlog.register(Deployment, exclude_fields=["explanation", "refusals", "updated_at"])
+    auditlog.register(Revision)
+    auditlog.register(Project, exclude_fields=["updated_at"])
+    auditlog.register(Membership)
+    auditlog.register(ApiKey, exclude_fields=["secret_hash", "updated_at", "last_used_at"])
+    auditlog.register(User, exclude_fields=["password", "last_login"], m2m_fields={"groups", "user_permissions"})
+    auditlog.register(Group, m2m_fields={"permissions"})
