@@ -73,7 +73,7 @@ class ProjectsViewSet(viewsets.ModelViewSet):
     @extend_schema(
         methods=["POST"], summary="Give a person a role", request=MembershipSerializer, responses=MembershipSerializer
     )
-    @action(detail=True, methods=["get", "post"], pagination_class=None, filterset_class=None, search_fields=None)
+    @action(detail=True, methods=["get", "post"], pagination_class=None, filterset_fields=None, search_fields=None)
     def members(self, request: Request, pk: str) -> Response:
         project = self.get_object()
         if request.method == "GET":
