@@ -16,7 +16,6 @@ from config.home import Home, write_private
 from config.launcher.errors import LauncherError
 from config.launcher.installation import Installation
 
-OUR_APPS = ("fleet", "models_registry", "deployments", "apikeys", "monitoring")
 _MIGRATION_LOCK = 7_265_011  # PostgreSQL advisory lock
 
 
@@ -49,6 +48,8 @@ def migrate(home: Home, detail: Callable[[str], None]) -> int:
     from django.db.migrations.executor import MigrationExecutor
     from django.db.utils import OperationalError
 
+    from config.checks import schema_problem
+
     try:
         connection.ensure_connection()
     except OperationalError as error:
@@ -58,22 +59,12 @@ def migrate(home: Home, detail: Callable[[str], None]) -> int:
         ) from error
     with _one_migration_at_a_time(home):
         executor = MigrationExecutor(connection)
-        refuse_newer_schema(executor.loader.applied_migrations, executor.loader.disk_migrations)
         plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
         if plan:
             call_command("migrate", interactive=False, verbosity=1, stdout=_Lines(detail), no_color=True)
+        if problem := schema_problem():
+            raise LauncherError(problem)
         return len(plan)
-
-
-def refuse_newer_schema(applied: Any, known: Any) -> None:
-    """Raises LauncherError when migrations of ours were applied that this code does not have."""
-    unknown = sorted(name for name in set(applied) - set(known) if name[0] in OUR_APPS)
-    if unknown:
-        app, migration = unknown[-1]
-        raise LauncherError(
-            f"the database was migrated by a newer Stokehold ({app}.{migration} is unknown here): "
-            "start that release, or restore the backup made before the upgrade."
-        )
 
 
 @contextmanager

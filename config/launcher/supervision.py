@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import resource
 import subprocess
@@ -138,7 +139,7 @@ class Supervisor:
 
     def tail(self, name: str, lines: int = 20) -> tuple[str, ...]:
         """Last lines of a program's log."""
-        return last_lines(self.home.logs / f"{name}.log", lines)
+        return tuple(map(brief, last_lines(self.home.logs / f"{name}.log", lines)))
 
 
 def start_supervisor(installation: Installation) -> Supervisor:
@@ -223,6 +224,17 @@ def _signal(process: psutil.Process, *, kill: bool) -> None:
         process.kill() if kill else process.terminate()
     except psutil.NoSuchProcess:
         return
+
+
+def brief(line: str) -> str:
+    """A log line for a person: of a JSON line the level, the event and the end of its traceback."""
+    try:
+        fields = json.loads(line)
+        words = [str(fields.get(name, "")) for name in ("level", "event", "reason", "error")]
+        words += str(fields.get("exception", "")).strip().splitlines()[-1:]
+    except (ValueError, AttributeError):
+        return line[:300]
+    return " ".join(word for word in words if word)[:300]
 
 
 def last_lines(path: Path, count: int) -> tuple[str, ...]:

@@ -78,9 +78,8 @@ def _start(installation: Installation, supervisor: Supervisor, with_demo: bool) 
     credentials = _prepare(installation)
     supervisor.start(*_CONTROL)
     version = _import_demo(parts) if parts and demo.wanted(credentials) else None
-    master_ready = f"{installation.master_url}/readyz"
     with step("master") as shown:
-        _wait(installation.home, shown, lambda: http_calls.answers(master_ready), "master", _START_TIMEOUT_S)
+        _wait_for(installation.home, shown, "master", f"{installation.master_url}/healthz")
     missing = tuple(name for name in _NODES if not nodes.joined(installation, name))
     if missing:
         with step("joining this machine's " + " and ".join(reversed(missing))):
@@ -89,8 +88,9 @@ def _start(installation: Installation, supervisor: Supervisor, with_demo: bool) 
     if version is not None:
         _deploy_demo(installation, version, credentials)
     with step("gateway") as shown:
-        gateway_ready = f"{installation.gateway_url}/readyz"
-        _wait(installation.home, shown, lambda: http_calls.answers(gateway_ready), "gateway", _START_TIMEOUT_S)
+        _wait_for(installation.home, shown, "gateway", f"{installation.gateway_url}/readyz")
+    with step("controller") as shown:
+        _wait_for(installation.home, shown, "controller", f"{installation.master_url}/readyz")
     if version is not None:
         _wait_for_answer(installation, credentials)
     elif with_demo:
@@ -142,8 +142,8 @@ def _wait_for_answer(installation: Installation, credentials: dict[str, Any]) ->
     with step("first answer") as shown:
         try:
             _wait(installation.home, shown, answered, "agent", _ANSWER_TIMEOUT_S)
-        except TimeoutError as error:
-            raise LauncherError(f"the demo model did not answer ({demo.standing()}; {last}).") from error
+        except LauncherError as error:
+            raise LauncherError(f"{error} The demo model is {demo.standing()}; {last}", error.lines) from error
 
 
 def _say_why_no_demo(parts_found: bool) -> None:
@@ -157,6 +157,10 @@ def _say_why_no_demo(parts_found: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ waiting
+
+
+def _wait_for(home: Home, shown: Step, process: str, url: str) -> None:
+    _wait(home, shown, lambda: http_calls.answers(url), process, _START_TIMEOUT_S)
 
 
 def _wait(home: Home, shown: Step, done: Callable[[], bool], suspect: str, timeout_s: float) -> None:
