@@ -20,7 +20,8 @@ from config.launcher.installation import Installation
 from config.launcher.supervision import Supervisor, end, orphans, start_supervisor
 from config.launcher.terminal import Step, say, step
 
-_CONTROL = ("master", "controller", "worker", "beat")
+_CONTROL = ("master", "controller")
+_BACKGROUND = ("worker", "beat")  # nothing waits for them: they load when the others have
 _NODES = ("gateway", "agent")
 _START_TIMEOUT_S = 60.0
 _ANSWER_TIMEOUT_S = 180.0
@@ -80,6 +81,7 @@ def _start(installation: Installation, supervisor: Supervisor, with_demo: bool) 
     version = _import_demo(parts) if parts and demo.wanted(credentials) else None
     with step("master") as shown:
         _wait_for(installation.home, shown, "master", f"{installation.master_url}/healthz")
+    supervisor.start(*_BACKGROUND)
     missing = tuple(name for name in _NODES if not nodes.joined(installation, name))
     if missing:
         with step("joining this machine's " + " and ".join(reversed(missing))):
@@ -95,6 +97,8 @@ def _start(installation: Installation, supervisor: Supervisor, with_demo: bool) 
         _wait_for_answer(installation, credentials)
     elif with_demo:
         _say_why_no_demo(parts is not None)
+    with step("worker and beat") as shown:
+        _wait(installation.home, shown, lambda: _all_run(supervisor), "worker", _START_TIMEOUT_S)
     return credentials
 
 
@@ -144,6 +148,11 @@ def _wait_for_answer(installation: Installation, credentials: dict[str, Any]) ->
             _wait(installation.home, shown, answered, "agent", _ANSWER_TIMEOUT_S)
         except LauncherError as error:
             raise LauncherError(f"{error} The demo model is {demo.standing()}; {last}", error.lines) from error
+
+
+def _all_run(supervisor: Supervisor) -> bool:
+    processes = supervisor.processes()
+    return bool(processes) and all(process.state == "RUNNING" for process in processes)
 
 
 def _say_why_no_demo(parts_found: bool) -> None:
@@ -198,7 +207,7 @@ def _stay(installation: Installation, keep_engines: bool) -> int:
                 continue
             say("the supervisor is gone: starting it again")
             _stop_orphans(home)
-            start_supervisor(installation).start("valkey", *_CONTROL, *_NODES)
+            start_supervisor(installation).start("valkey", *_CONTROL, *_BACKGROUND, *_NODES)
     except _Interrupted:
         _ignore_signals()
         say("")
