@@ -135,7 +135,7 @@ def _program_section(layout: Layout, program: Program) -> str:
         stopasgroup="false",
         killasgroup="false",
         redirect_stderr="true",
-        stdout_logfile=str(layout.logs / f"{program.name}.log"),
+        stdout_logfile=str(layout.logs / f"{program.name}.log").replace("%", "%%"),  # the one value expanded twice
         stdout_logfile_maxbytes="10MB",
         stdout_logfile_backups="3",
     )

@@ -91,8 +91,8 @@ def _read_rows(problems: list[str]) -> dict[str, Any]:
     now = dt.datetime.now(dt.UTC)
     servers = [_node(row, now) for row in Server.objects.filter(revoked_at__isnull=True).select_related("state")]
     gateways = [_node(row, now) for row in Gateway.objects.filter(revoked_at__isnull=True).select_related("state")]
-    problems += [f"server {row['name']} is not connected" for row in servers if not row["connected"]]
-    problems += [f"gateway {row['name']} is not connected" for row in gateways if not row["connected"]]
+    problems += [f"server {row['name']} is {row['status']}" for row in servers if not row["connected"]]
+    problems += [f"gateway {row['name']} is {row['status']}" for row in gateways if not row["connected"]]
     live = Deployment.objects.filter(deleted_at__isnull=True).order_by("name")
     deployments = []
     for deployment, state in _pairs(live, statuses(live)):
@@ -117,15 +117,16 @@ def _pairs(live: Any, found: Any) -> list[tuple[Any, Any]]:
 def _node(row: Any, now: dt.datetime) -> dict[str, Any]:
     from django.conf import settings
 
-    state = getattr(row, "state", None)
-    seen = state.last_seen_at if state else None
-    age = (now - seen).total_seconds() if seen else None
+    from fleet.status import NodeStatus, status_of
+
+    status = status_of(row, now, settings.LEASE_S)
     return {
         "id": row.pk,
         "name": row.name,
         "availability": getattr(row, "availability", None),
-        "connected": bool(state and state.connected_since and age is not None and age < settings.LEASE_S),
-        "seen_ago_s": round(age, 1) if age is not None else None,
+        "status": status.state.value,
+        "connected": status.state is NodeStatus.ONLINE,
+        "seen_ago_s": None if status.age_s is None else round(status.age_s, 1),
     }
 
 
@@ -136,12 +137,11 @@ def _text(found: dict[str, Any]) -> str:
         memory, uptime = f"{row['memory_bytes'] / 1e6:.0f} MB", _span(row["uptime_s"])
         lines.append(f"  {row['name']:<12}{row['state'].lower():<10}{row['pid'] or '-':>8}{uptime:>10}{memory:>10}")
     for title, rows in (("SERVER", found["servers"]), ("GATEWAY", found["gateways"])):
-        lines += ["", f"  {title:<34}{'LINK':<14}{'SEEN':>8}"] if rows else []
+        lines += ["", f"  {title:<34}{'STATUS':<14}{'SEEN':>8}"] if rows else []
         for row in rows:
-            link = "connected" if row["connected"] else "not connected"
             seen = "never" if row["seen_ago_s"] is None else f"{_span(row['seen_ago_s'])} ago"
             extra = f"  {row['availability']}" if row["availability"] not in (None, "active") else ""
-            lines.append(f"  {row['name']:<34}{link:<14}{seen:>8}{extra}")
+            lines.append(f"  {row['name']:<34}{row['status']:<14}{seen:>8}{extra}")
     lines += ["", f"  {'DEPLOYMENT':<34}{'STATE':<14}{'READY':>8}"] if found["deployments"] else []
     for row in found["deployments"]:
         ready = f"{row['ready']}/{row['desired']}"

@@ -174,7 +174,7 @@ class Stack:
         self.others.append(subprocess.Popen(run, env=self.environment(), stderr=log, stdin=subprocess.DEVNULL))
 
         def connected() -> str:
-            fresh = [row for row in self.rows("/servers/") if row["id"] not in known and row["status"] == "connected"]
+            fresh = [row for row in self.rows("/servers/") if row["id"] not in known and row["status"] == "online"]
             return fresh[0]["id"] if fresh else ""
 
         return wait_for(connected, within_s=20, what="the second agent is connected")

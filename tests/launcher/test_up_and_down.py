@@ -32,7 +32,7 @@ def test_credentials_are_complete_and_private(stack: Stack) -> None:
     assert stat.S_IMODE((stack.home / "credentials.json").stat().st_mode) == 0o600
     assert list(held) == ["admin_url", "admin_user", "admin_password", "api_base", "gateway_base", "api_key", "model"]
     assert held["api_key"] is None
-    assert stack.rows("/servers/")[0]["status"] == "connected"  # they work
+    assert stack.rows("/servers/")[0]["status"] == "online"  # they work
 
 
 def test_a_second_up_is_quick_and_prints_the_block_again(stack: Stack) -> None:
