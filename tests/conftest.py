@@ -16,8 +16,10 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
 from django.utils import timezone
+from pytest_django import Settings
 from rest_framework.test import APIClient
 
+from tests.master import Master, test_database_url
 from tests.ports import free_port
 
 
@@ -67,6 +69,27 @@ def viewer_api(viewer: User) -> APIClient:
 @pytest.fixture
 def anonymous_api() -> APIClient:
     return APIClient()
+
+
+# ------------------------------------------------------------------------------------------------ a real master
+
+
+@pytest.fixture(scope="session")
+def _running_master(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
+    running = Master(tmp_path_factory.mktemp("master"), test_database_url())
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def master(_running_master: Master, transactional_db: None, settings: Settings) -> Master:
+    """A daphne over this test's database, with the CA and the pepper that the test itself uses. No channel layer."""
+    settings.CA_DIR = _running_master.home.ca
+    settings.KEY_PEPPER = _running_master.home.secrets()["key_pepper"]
+    return _running_master
 
 
 # ------------------------------------------------------------------------------------------------ PostgreSQL
