@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def import_weights(parts: DemoParts, now: dt.datetime) -> Any:
 
 
 def deploy(installation: Installation, version: Any, now: dt.datetime) -> None:
-    """One replica of it on this machine, with a context that fits a laptop."""
+    """One replica of it on this machine."""
     from deployments.models import Deployment
     from deployments.services import create_deployment
 
@@ -92,6 +93,8 @@ def deploy(installation: Installation, version: Any, now: dt.datetime) -> None:
         model_version=version,
         runtime=installation.options.runtime,
         image=installation.options.image,
+        # Engines on the same cores wait for each other's threads at every layer: leave room for a second replica.
+        parameters={"threads": max(1, (os.cpu_count() or 2) // 2)},
         description="The demo model of this installation.",
         actor="up",
         now=now,
