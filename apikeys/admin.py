@@ -50,6 +50,7 @@ class ApiKeyAdmin(MemberAdmin):
     """Client keys."""
 
     live_topic = "keys"
+    add_label = "Create a key"
     intro = "Keys for any OpenAI client. A key is shown once; only a keyed hash of it is kept."
     list_display = ("name", "prefix_text", "project", "status", "used", "today", "models")
     list_filter = (("revoked_at", admin.EmptyFieldListFilter), "project")
@@ -192,8 +193,9 @@ class ApiKeyAdmin(MemberAdmin):
 class ProjectAdmin(MemberAdmin):
     """Tenants: members, limits, keys and usage."""
 
+    add_label = "Create a project"
     intro = "A project has members, limits that all its keys share, and its own usage."
-    list_display = ("name", "state", "member_count", "key_count", "limits_text", "created_at")
+    list_display = ("name", "state", "member_count", "key_count", "limits_text", "made")
     list_filter = ("active",)
     search_fields = ("name", "description")
 
@@ -206,10 +208,11 @@ class ProjectAdmin(MemberAdmin):
 
     @admin.display(description="State", ordering="active")
     def state(self, row: Project) -> str:
-        from django.template.loader import render_to_string
-        from django.utils.safestring import SafeString
+        return cell("project", "state", row)
 
-        return SafeString(render_to_string("stokehold/cells/project_state.html", {"row": row}))
+    @admin.display(description="Made", ordering="created_at")
+    def made(self, row: Project) -> str:
+        return cell("project", "made", row)
 
     @admin.display(description="Members", ordering="members")
     def member_count(self, row: Project) -> int:

@@ -56,7 +56,8 @@ class KeyForm(LimitsForm):
 
     def __init__(self, *args: Any, projects: QuerySet[Project], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["project"].queryset = projects.filter(active=True)
+        if "project" in self.fields:
+            self.fields["project"].queryset = projects.filter(active=True)
         chosen = (self.initial or {}).get("allowed_models") or []
         self.fields["allowed_models"].choices = [(name, name) for name in sorted({*public_names(), *chosen})]
 

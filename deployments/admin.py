@@ -32,8 +32,9 @@ class DeploymentAdmin(PageAdmin):
     """Deployments: what should serve under a public model name, and how it does."""
 
     live_topic = "deployments"
+    add_label = "Deploy"
     intro = "Public model names, what serves them, and how they do. State is derived from what servers report."
-    list_display = ("name", "state", "ready", "model", "engine", "updated_at")
+    list_display = ("name", "state", "ready", "served_model", "engine", "changed")
     search_fields = ("name", "description", "revision__model_version__model__name")
     list_filter = ("running",)
     list_select_related = ("revision", "revision__model_version", "revision__model_version__model")
@@ -67,8 +68,12 @@ class DeploymentAdmin(PageAdmin):
         return cell("deployment", "ready", row, status=row.status)
 
     @admin.display(description="Model", ordering="revision__model_version__model__name")
-    def model(self, row: Deployment) -> str:
+    def served_model(self, row: Deployment) -> str:
         return cell("deployment", "model", row)
+
+    @admin.display(description="Changed", ordering="updated_at")
+    def changed(self, row: Deployment) -> str:
+        return cell("deployment", "changed", row)
 
     @admin.display(description="Engine", ordering="revision__engine")
     def engine(self, row: Deployment) -> str:
@@ -317,12 +322,16 @@ class EventAdmin(PageAdmin):
 
     live_topic = "events"
     intro = "What happened, in sentences, with what to do about it."
-    list_display = ("at", "severity_badge", "what", "deployment", "server")
+    list_display = ("moment", "severity_badge", "what", "deployment", "server")
     list_filter = ("severity", "kind")
     search_fields = ("message", "kind", "deployment__name", "server__name")
     list_select_related = ("deployment", "server")
     list_display_links = None
     list_per_page = 100
+
+    @admin.display(description="When", ordering="at")
+    def moment(self, row: Event) -> str:
+        return cell("event", "at", row)
 
     @admin.display(description="Severity", ordering="severity")
     def severity_badge(self, row: Event) -> str:

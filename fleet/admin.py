@@ -77,6 +77,7 @@ class ServerAdmin(PageAdmin):
     """Servers: what they are, how loaded, what runs there."""
 
     live_topic = "servers"
+    add_label = "Add a server"
     intro = "Machines with an agent. Cordon one to place nothing new there; drain it to move away what it has."
     list_display = ("name", "status", "load", "instances", "availability_badge", "seen")
     list_filter = (StatusFilter,)
@@ -297,16 +298,23 @@ class JoinTokenAdmin(PageAdmin):
     """Join tokens that were made; the tokens themselves are not kept."""
 
     intro = "Single-use and short-lived. Make one under Servers, 'Add a server'."
-    list_display = ("token_id", "role", "note", "state", "created_at", "created_by", "expires_at", "used_by")
+    list_display = ("token_id", "role", "note", "state", "made", "created_by", "expires", "used_by")
     list_filter = ("role",)
     list_display_links = None
     list_select_related = ("created_by",)
 
     @admin.display(description="State")
     def state(self, row: JoinToken) -> str:
-        if row.used_at:
-            return "used"
-        return "open" if row.expires_at > timezone.now() else "expired"
+        open_now = row.expires_at > timezone.now()
+        return cell("token", "state", row, state="used" if row.used_at else "open" if open_now else "expired")
+
+    @admin.display(description="Made", ordering="created_at")
+    def made(self, row: JoinToken) -> str:
+        return cell("token", "made", row)
+
+    @admin.display(description="Expires", ordering="expires_at")
+    def expires(self, row: JoinToken) -> str:
+        return cell("token", "expires", row)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

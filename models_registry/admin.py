@@ -53,8 +53,9 @@ class ModelVersionAdmin(PageAdmin):
     """Model versions: what is in the store."""
 
     live_topic = "models"
+    add_label = "Import a model"
     intro = "Immutable versions in the content-addressed store. Servers pull only what their instances need."
-    list_display = ("title", "version", "state_badge", "size", "facts", "created_at")
+    list_display = ("title", "version", "state_badge", "size", "facts", "made")
     list_filter = ("state", "format")
     search_fields = ("model__name", "version", "architecture")
     list_select_related = ("model",)
@@ -68,6 +69,10 @@ class ModelVersionAdmin(PageAdmin):
     @admin.display(description="Model", ordering="model__name")
     def title(self, row: ModelVersion) -> str:
         return row.model.name
+
+    @admin.display(description="Imported", ordering="created_at")
+    def made(self, row: ModelVersion) -> str:
+        return cell("model", "made", row)
 
     @admin.display(description="State", ordering="state")
     def state_badge(self, row: ModelVersion) -> str:

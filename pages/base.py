@@ -43,11 +43,11 @@ class PageAdmin(ModelAdmin):
 
     actions: Any = None
     list_per_page = 50
-    show_full_result_count = False
     list_fullwidth = True
     list_filter_sheet = False
     list_before_template = "stokehold/list_before.html"
     live_topic = ""
+    add_label = "Add"
     intro = ""
 
     # ------------------------------------------------------------------------------------------------ pages

@@ -24,10 +24,9 @@ def since(moment: datetime | None) -> SafeString | str:
     """`3 min ago` with the exact moment as a tooltip. `live.js` keeps the words fresh."""
     if moment is None:
         return "never"
+    exact = f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     text = words.since(moment, timezone.now())
-    return format_html(
-        '<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>', moment.isoformat(), moment, text
-    )
+    return format_html('<time datetime="{}" title="{}">{}</time>', moment.isoformat(), exact, text)
 
 
 @register.filter
