@@ -200,7 +200,10 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
-    "ENUM_NAME_OVERRIDES": {},
+    "ENUM_NAME_OVERRIDES": {
+        "NodeRoleEnum": "fleet.models.Role",
+        "ModelVersionStateEnum": "models_registry.models.VersionState",
+    },
 }
 AUDITLOG_INCLUDE_ALL_MODELS = False
 
