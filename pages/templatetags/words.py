@@ -8,7 +8,7 @@ from typing import Any
 
 from django import template
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 
 from pages import words
@@ -83,3 +83,11 @@ def mean_time(total: Any) -> str:
         return words.UNKNOWN
     seconds = total.duration_ms / total.requests / 1000
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+@register.filter
+def ticks(text: Any) -> SafeString:
+    """`name` within backticks as code; the rest escaped."""
+    parts = conditional_escape(str(text)).split("`")
+    marked = (f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
+    return SafeString("".join(marked) if len(parts) % 2 else "`".join(parts))
