@@ -37,11 +37,12 @@ def _examples(credentials: dict[str, Any]) -> list[str]:
     return [
         f"curl {base}/chat/completions -H 'Authorization: Bearer {key}' \\",
         "  -H 'Content-Type: application/json' \\",
-        f'  -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Say hi"}}]}}\'',
+        f'  -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Say hi"}}], "max_tokens": 60}}\'',
         "",
         "# Python, after: pip install openai",
         "from openai import OpenAI",
         f'client = OpenAI(base_url="{base}", api_key="{key}")',
-        f'answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Say hi"}}])',
+        'messages = [{"role": "user", "content": "Say hi"}]',
+        f'answer = client.chat.completions.create(model="{model}", messages=messages, max_tokens=60)',
         "print(answer.choices[0].message.content)",
     ]

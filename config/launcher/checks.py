@@ -19,7 +19,7 @@ NEEDED_FREE_BYTES = 500_000_000
 def check_home(home: Home) -> None:
     """The home folder can be made and written to."""
     try:
-        home.path.mkdir(parents=True, exist_ok=True)
+        home.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # the database lies in it
         probe = home.path / ".writable"
         probe.touch()
         probe.unlink()
