@@ -56,7 +56,11 @@ class Master:
         command = [sys.executable, "-m", "daphne", "-e", plain, "-e", tls, "config.asgi:application"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment, cwd=SOURCE_DIR, stdout=log, stderr=log)
-        wait_for(self._answers, within_s=60, what=f"the master at {self.url}")
+        try:
+            wait_for(self._answers, within_s=60, what=f"the master at {self.url}")
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self, how: int = signal.SIGTERM) -> None:
         """Stop it, and wait for its end."""
