@@ -92,6 +92,7 @@ def _still_allowed(user_pk: Any, topic: topics.Topic) -> bool:
 class LiveConsumer(AsyncJsonWebsocketConsumer):
     """One open page. It says which slots it has; it gets `{slot: html}` of those that changed."""
 
+    channel_layer_alias = "none: pages stay live without one"
     user: Any
     poller: Poller | None = None
 
