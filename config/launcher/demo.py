@@ -123,6 +123,14 @@ def wanted(credentials: dict[str, Any]) -> bool:
     return Deployment.objects.filter(name=MODEL, deleted_at__isnull=True, running=True, replicas__gt=0).exists()
 
 
+def restarts() -> int:
+    """How often engines of the demo that should run have been restarted so far."""
+    from deployments.models import Instance, Phase
+
+    live = Instance.objects.filter(deployment__name=MODEL, deployment__deleted_at__isnull=True, phase=Phase.RUN)
+    return sum(live.values_list("restarts", flat=True))
+
+
 def standing() -> str:
     """Why there is no answer yet, in a few words."""
     from deployments.models import Deployment

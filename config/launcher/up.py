@@ -32,6 +32,10 @@ class _Interrupted(BaseException):
     """SIGINT, SIGTERM or SIGHUP."""
 
 
+class _NoAnswer(Exception):
+    """The demo does not answer, and waiting longer makes no sense."""
+
+
 def up(installation: Installation, *, detach: bool, with_demo: bool, keep_engines: bool) -> int:
     """Start what does not run, print the block, and stay until interrupted (unless `detach`)."""
     checks.forget_foreign_environment()
@@ -126,7 +130,10 @@ def _deploy_demo(installation: Installation, version: Any, credentials: dict[str
 
 
 def _wait_for_answer(installation: Installation, credentials: dict[str, Any]) -> None:
-    """Until a real answer has come through the gateway."""
+    """Until a real answer has come through the gateway.
+
+    A demo that does not answer stops nothing: the rest is there, and its pages show why.
+    """
     body = {"model": demo.MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": "Say hi"}]}
     last = ""
 
@@ -143,11 +150,21 @@ def _wait_for_answer(installation: Installation, credentials: dict[str, Any]) ->
             return False
         return True
 
-    with step("first answer") as shown:
-        try:
-            _wait(installation.home, shown, answered, "agent", _ANSWER_TIMEOUT_S)
-        except LauncherError as error:
-            raise LauncherError(f"{error} The demo model is {demo.standing()}; {last}", error.lines) from error
+    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    restarts_before = demo.restarts()
+
+    def decided() -> bool:
+        if answered():
+            return True
+        if demo.restarts() - restarts_before >= _TRIES_BEFORE_GIVING_UP or time.monotonic() > deadline:
+            raise _NoAnswer(f"the demo model does not answer: {demo.standing()} ({last})")
+        return False
+
+    try:
+        with step("first answer") as shown:
+            _wait(installation.home, shown, decided, "agent", _ANSWER_TIMEOUT_S * 2)
+    except _NoAnswer as error:
+        say(f"  ! {error}")
 
 
 def _all_run(supervisor: Supervisor) -> bool:

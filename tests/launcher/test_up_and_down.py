@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,20 @@ def test_down_stops_everything_even_when_the_supervisor_was_killed(stack: Stack)
     assert done.returncode == 0, done.stderr
     assert stack.left_behind() == []
     assert stack.run("down").returncode == 0
+
+
+def test_a_demo_engine_that_dies_does_not_stop_the_rest(stack: Stack, tmp_path: Path) -> None:
+    broken = tmp_path / "llama-server"
+    broken.write_text("#!/bin/sh\necho no such instruction >&2\nexit 132\n")
+    broken.chmod(0o755)
+    home = tmp_path / "home"
+    (home / "agent").mkdir(parents=True)
+    programs = {"llama-server": {"path": str(broken)}}
+    (home / "agent" / "config.json").write_text(json.dumps({"programs": programs, "docker": False}))
+    other = Stack(home)
+    try:
+        done = other.up_with_demo()
+        assert "the demo model does not answer" in done.stderr
+        assert other.rows("/servers/")[0]["status"] == "online"
+    finally:
+        other.stop()
