@@ -13,6 +13,7 @@ from django.db.models import Count, Model, Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.urls import URLPattern
 from django.utils import timezone
+from django.utils.html import format_html
 
 from apikeys import services, usage
 from apikeys.access import keys_for, owned_by, projects_for, tokens_today
@@ -70,15 +71,13 @@ class ApiKeyAdmin(MemberAdmin):
         response = super().changelist_view(request, extra_context)
         found = getattr(response, "context_data", None) or {}
         if "cl" in found:
-            request.today = tokens_today([row.pk for row in found["cl"].result_list], timezone.now())
+            today = tokens_today([row.pk for row in found["cl"].result_list], timezone.now())
             for row in found["cl"].result_list:
-                row.tokens_used_today = request.today.get(row.pk)
+                row.tokens_used_today = today.get(row.pk)
         return response
 
     @admin.display(description="Key")
     def prefix_text(self, row: ApiKey) -> str:
-        from django.utils.html import format_html
-
         return format_html('<span class="sk-mono">{}…</span>', row.prefix)
 
     @admin.display(description="Status", ordering="revoked_at")

@@ -9,10 +9,11 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model
+from django.db.models import Count, Model, Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils import timezone
+from django.utils.html import format_html
 
 from fleet import services
 from fleet.load import load_shares, node_status
@@ -85,8 +86,6 @@ class ServerAdmin(PageAdmin):
     ordering = ("name",)
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        from django.db.models import Count, Q
-
         live = ~Q(instances__phase="ended")
         return (
             super()
@@ -257,8 +256,6 @@ class GatewayAdmin(PageAdmin):
 
     @admin.display(description="")
     def revoke_link(self, row: Gateway) -> str:
-        from django.utils.html import format_html
-
         if row.revoked_at:
             return ""
         return format_html('<a class="sk-link" href="{}">Revoke</a>', self.url("revoke", row.pk))
