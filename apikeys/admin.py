@@ -20,8 +20,8 @@ from apikeys.access import keys_for, owned_by, projects_for, tokens_today
 from apikeys.forms import KeyChangeForm, KeyForm, MemberForm, ProjectForm, UsageFilter, public_names
 from apikeys.models import ApiKey, Membership, Project, UsageHour
 from apikeys.services import LIMIT_FIELDS
-from pages.base import PageAdmin, told
-from pages.cells import cell
+from templates.base import PageAdmin, told
+from templates.cells import cell
 
 
 class MemberAdmin(PageAdmin):

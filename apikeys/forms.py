@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from apikeys.access import keys_for, projects_for
 from apikeys.models import ApiKey, Project, ProjectRole, UsageHour
 from apikeys.services import LIMIT_FIELDS
-from pages.forms import PageForm
+from templates.forms import PageForm
 
 
 class LimitsForm(PageForm):

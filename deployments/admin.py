@@ -20,8 +20,8 @@ from deployments.forms import DeployForm, UpdateForm, initial_of
 from deployments.models import Deployment, Event, Instance, Phase
 from fleet.errors import FleetError
 from fleet.orders import tail_logs_sync
-from pages.base import PageAdmin, told, words_of
-from pages.cells import cell
+from templates.base import PageAdmin, told, words_of
+from templates.cells import cell
 
 LOG_LINES = 300
 CONFLICT = "Somebody changed {name} since you opened the page. Nothing was done; look at what it is now and try again."

@@ -10,7 +10,7 @@ from deployments import engines
 from deployments.engines.base import BadParameters, Parameter, ParameterType
 from deployments.models import PUBLIC_NAME, Revision
 from models_registry.models import ModelVersion, VersionState
-from pages.forms import PageForm
+from templates.forms import PageForm
 from wire.engine import RuntimeKind
 
 PREFIX = "p-"  # parameters, apart from the fields of the deployment itself

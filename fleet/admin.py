@@ -18,10 +18,10 @@ from django.utils.html import format_html
 from fleet import services
 from fleet.load import load_shares, node_status
 from fleet.models import Availability, Gateway, JoinToken, Role, Server
-from pages.base import PageAdmin, told
-from pages.cells import cell
-from pages.forms import PageForm
-from pages.words import UNKNOWN
+from templates.base import PageAdmin, told
+from templates.cells import cell
+from templates.forms import PageForm
+from templates.words import UNKNOWN
 
 MAX_LABELS = 50
 

@@ -18,9 +18,9 @@ from django.utils import timezone
 
 from models_registry import services
 from models_registry.models import NAME, ModelVersion
-from pages.base import PageAdmin, told
-from pages.cells import cell
-from pages.forms import PageForm
+from templates.base import PageAdmin, told
+from templates.cells import cell
+from templates.forms import PageForm
 
 
 class ImportForm(PageForm):

@@ -8,7 +8,7 @@ from typing import Any
 from django.db.models import Count, Max, QuerySet
 from django.template.loader import render_to_string
 
-from pages.cells import render_cell, slot_of
+from templates.cells import render_cell, slot_of
 
 LIST_SLOT = "list:digest"
 

@@ -46,7 +46,7 @@ def test_versions_are_listed_filtered_and_searched(operator, tmp_path):
 def test_a_version_shows_its_files(operator, tmp_path):
     version = make_version(write_gguf(tmp_path))
     shown = operator.get(f"{VERSIONS}{version.pk}/").json()
-    assert shown["files"] == version.manifest["files"]
+    assert shown["files"] == list(version.manifest["files"])
     assert shown["parameter_count"] == version.parameter_count
 
 

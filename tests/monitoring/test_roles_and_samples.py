@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from monitoring import samples
 from monitoring.models import LoadSample
 from monitoring.roles import ensure_roles
-from pages import words
+from templates import words
 from tests.factories import make_key, make_server
 
 pytestmark = pytest.mark.django_db

@@ -1,4 +1,4 @@
-"""Template filters over `pages.words`, and the small parts that pages are made of."""
+"""Template filters over `templates.words`, and the small parts that pages are made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.utils import timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 
-from pages import words
+from templates import words
 
 register = template.Library()
 register.filter("bytes", words.in_bytes)
