@@ -66,10 +66,10 @@ def _join(home: Home, options: argparse.Namespace) -> int:
     name = options.name or f"gateway-{socket.gethostname()}"
     addresses = tuple(options.address) or (socket.gethostname(),)
     try:
-        asyncio.run(join_master(home, options.master, options.token, name, addresses))
+        identity = asyncio.run(join_master(home, options.master, options.token, name, addresses))
     except JoinFailed as error:
         return _fail(error.message, error.remedy, code=2)
-    print(f"Joined {options.master} as {name}.", file=sys.stderr)
+    print(f"Joined {identity.master_url} as {identity.name}.", file=sys.stderr)
     return 0
 
 

@@ -19,6 +19,7 @@ from wire.versions import RELEASE
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 _MODELS = "/v1/models"
+_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", _MODELS})
 _ALLOWED_HEADERS = b"authorization, content-type, x-request-id, openai-organization, openai-project"
 _EXPOSED_HEADERS = b"x-request-id, retry-after, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
 
@@ -56,15 +57,14 @@ class App:
     async def _small(self, scope: Message, headers: dict[bytes, bytes], common: list[Header], send: Send) -> None:
         """Everything that is answered from memory."""
         path: str = scope["path"]
-        answer = self._look_up(path, headers)
-        if answer is None:
+        if path not in _PATHS and not path.startswith(_MODELS + "/"):
             raise GatewayError(404, "not_found", f"There is nothing at {path[:200]}. The API is below /v1/.")
         if scope["method"] not in ("GET", "HEAD"):
             raise _not_allowed(b"GET")
-        status, content_type, body = answer
+        status, content_type, body = self._look_up(path, headers)
         await send_answer(send, status, body, [(b"content-type", content_type), *common])
 
-    def _look_up(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, bytes, bytes] | None:
+    def _look_up(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, bytes, bytes]:
         service = self._service
         if path == _MODELS or path.startswith(_MODELS + "/"):
             return 200, JSON[1], self._models(path[len(_MODELS) + 1 :], headers)
@@ -77,10 +77,8 @@ class App:
             return 200, JSON[1], orjson.dumps({"status": "ready", "master_connected": connected})
         if path == "/metrics":
             return 200, b"text/plain; version=0.0.4; charset=utf-8", service.metrics_text()
-        if path == "/":
-            about = {"service": "stokehold gateway", "release": RELEASE, "api": "/v1", "models": _MODELS}
-            return 200, JSON[1], orjson.dumps(about)
-        return None
+        about = {"service": "stokehold gateway", "release": RELEASE, "api": "/v1", "models": _MODELS}
+        return 200, JSON[1], orjson.dumps(about)
 
     def _models(self, name: str, headers: dict[bytes, bytes]) -> bytes:
         """The list, or one model. Raises GatewayError 401, 403, 404, 503."""

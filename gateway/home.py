@@ -89,7 +89,7 @@ def own_host_id() -> str:
     """Same for all nodes on this running machine (`wire.join.host_id`)."""
     return host_id(
         _first_line("/etc/machine-id", "/var/lib/dbus/machine-id") or socket.gethostname(),
-        _first_line("/proc/sys/kernel/random/boot_id"),
+        _first_line("/proc/sys/kernel/random/boot_id") or "no-boot-id",
     )
 
 

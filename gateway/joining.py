@@ -11,6 +11,7 @@ from gateway.feed import MASTER_NAME
 from gateway.home import Home
 from wire import join
 from wire.errors import BadToken, WireError
+from wire.join import NodeIdentity
 from wire.messages import JOIN_CA_PATH, JOIN_PATH, JoinReply
 from wire.tokens import parse_join_token
 
@@ -26,7 +27,9 @@ class JoinFailed(Exception):
         self.remedy = remedy
 
 
-async def join_master(home: Home, master_url: str, token_text: str, name: str, addresses: tuple[str, ...]) -> None:
+async def join_master(
+    home: Home, master_url: str, token_text: str, name: str, addresses: tuple[str, ...]
+) -> NodeIdentity:
     """Raises JoinFailed. Nothing is written unless it worked."""
     master_url = master_url.rstrip("/")
     if not master_url.startswith("https://"):
@@ -45,7 +48,9 @@ async def join_master(home: Home, master_url: str, token_text: str, name: str, a
             f"The master at {master_url} could not be reached: {str(error) or type(error).__name__}.",
             "Check the address and that its link port (8443) is open to this machine.",
         ) from error
-    home.save_identity(join.make_identity(keys, reply, role="gateway", master_url=master_url))
+    identity = join.make_identity(keys, reply, role="gateway", master_url=master_url)
+    home.save_identity(identity)
+    return identity
 
 
 async def _fetch_ca(master_url: str) -> str:

@@ -87,12 +87,13 @@ class StreamMeter:
 
     def feed(self, data: bytes) -> bytes:
         """The part of `data` (and of what was held back) to pass on now. Raises EventTooLarge."""
+        fresh = max(0, len(self._tail) - 3)
         if self._tail:
             data = self._tail + data
         if data.endswith(b"\n\n"):
             self._tail = b""
         else:
-            end = _last_boundary(data)
+            end = _last_boundary(data, fresh)
             self._tail = data[end:]
             data = data[:end]
             if len(self._tail) > MAX_EVENT_BYTES:
@@ -178,10 +179,10 @@ def _only_says_role(choices: Any) -> bool:
     return isinstance(delta, dict) and "role" in delta and not any(v for k, v in delta.items() if k != "role")
 
 
-def _last_boundary(data: bytes) -> int:
-    """Index after the last blank line, 0 without one."""
-    ends = [data.rfind(mark) + len(mark) for mark in (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n") if mark in data]
-    return max(ends, default=0)
+def _last_boundary(data: bytes, start: int) -> int:
+    """Index after the last blank line that ends after `start`, 0 without one."""
+    found = ((data.rfind(mark, start), len(mark)) for mark in (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"))
+    return max((at + length for at, length in found if at >= 0), default=0)
 
 
 def _count(value: object) -> int:

@@ -99,7 +99,7 @@ class FakeMaster:
 
     def __init__(self) -> None:
         self.ca_key, self.ca_pem = certs.make_ca("test CA", NOW)
-        self.token = JoinToken("abcd1234", secrets.token_urlsafe(32), certs.fingerprint(self.ca_pem))
+        self.token = JoinToken("abcd1234", secrets.token_hex(20), certs.fingerprint(self.ca_pem))
         self.signing = certs.make_signing_key()
         self.nodes: dict[str, str] = {}
         self.snapshot = FeedSnapshot(pepper=PEPPER, projects=(), keys=(), routes=())
