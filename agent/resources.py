@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import socket
 from functools import cache
@@ -24,9 +25,17 @@ log = structlog.get_logger(__name__)
 
 
 def own_host_id() -> str:
-    """Same for all nodes on this running machine."""
+    """Same for all nodes that share this machine's loopback (`wire.join.host_id`)."""
     machine_id = _first_text("/etc/machine-id", "/var/lib/dbus/machine-id") or f"{platform.node()}"
-    return host_id(machine_id, _first_text("/proc/sys/kernel/random/boot_id") or "no-boot-id")
+    boot_id = _first_text("/proc/sys/kernel/random/boot_id") or "no-boot-id"
+    return host_id(machine_id, boot_id, _network())
+
+
+def _network() -> str:
+    try:
+        return os.readlink("/proc/self/ns/net")
+    except OSError:  # not Linux: one loopback a machine
+        return ""
 
 
 def _first_text(*paths: str) -> str:

@@ -86,11 +86,19 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def own_host_id() -> str:
-    """Same for all nodes on this running machine (`wire.join.host_id`)."""
+    """Same for all nodes that share this machine's loopback (`wire.join.host_id`)."""
     return host_id(
         _first_line("/etc/machine-id", "/var/lib/dbus/machine-id") or socket.gethostname(),
         _first_line("/proc/sys/kernel/random/boot_id") or "no-boot-id",
+        _network(),
     )
+
+
+def _network() -> str:
+    try:
+        return os.readlink("/proc/self/ns/net")
+    except OSError:  # not Linux: one loopback a machine
+        return ""
 
 
 def _first_line(*paths: str) -> str:

@@ -89,9 +89,12 @@ def make_identity(keys: NodeKeys, reply: JoinReply, *, role: str, master_url: st
     )
 
 
-def host_id(machine_id: str, boot_id: str) -> str:
-    """Same for all nodes on one running machine, tells nothing else. Containers of one host differ in `machine_id`."""
-    return hashlib.sha256(f"{machine_id.strip()}:{boot_id.strip()}".encode()).hexdigest()[:16]
+def host_id(machine_id: str, boot_id: str, network: str) -> str:
+    """Same for all nodes that share one loopback, tells nothing else.
+
+    `network` names the network namespace: containers of one host have other loopbacks, whatever their machine id.
+    """
+    return hashlib.sha256(f"{machine_id.strip()}:{boot_id.strip()}:{network}".encode()).hexdigest()[:16]
 
 
 def reconnect_delay_s(attempt: int, jitter: float) -> float:

@@ -131,7 +131,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     hostname: str
     host_id: str
-    """Same for all nodes on one machine (machine-id and boot id hashed): a gateway goes straight to engines there."""
+    """Same for all nodes that share one loopback (`wire.join.host_id`): a gateway goes straight to engines there."""
     os: str
     cpu_model: str
     cpu_count: int

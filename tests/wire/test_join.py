@@ -92,4 +92,8 @@ def test_reconnects_come_soon_and_never_more_than_five_seconds_apart(attempt: in
 
 
 def test_a_host_has_another_id_after_it_restarts() -> None:
-    assert join.host_id("m\n", "b\n") == join.host_id("m", "b") != join.host_id("m", "c")
+    assert join.host_id("m\n", "b\n", "n") == join.host_id("m", "b", "n") != join.host_id("m", "c", "n")
+
+
+def test_another_network_namespace_is_another_host() -> None:
+    assert join.host_id("m", "b", "net:[1]") != join.host_id("m", "b", "net:[2]")
