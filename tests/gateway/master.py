@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -222,11 +222,21 @@ class FakeMaster:
                 await socket.send_str(encode(UsageAck(batch_id=message.batch_id)))
 
 
-def server_context(ca_key: str, ca_pem: str, names: tuple[str, ...], *, role: str) -> ssl.SSLContext:
+Context = TypeVar("Context", bound=ssl.SSLContext)
+
+
+def server_context(
+    ca_key: str,
+    ca_pem: str,
+    names: tuple[str, ...],
+    *,
+    role: str,
+    kind: type[Context] = ssl.SSLContext,  # type: ignore[assignment]
+) -> Context:
     """TLS server side with a certificate of this CA."""
     pair = certs.make_tls_key()
     certificate = certs.issue(ca_key, ca_pem, pair.public_pem, common_name=role, role=role, names=names, now=NOW)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = kind(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pair.pem"
         path.write_text(pair.private_pem + certificate)
