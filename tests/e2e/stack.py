@@ -17,6 +17,7 @@ import openai
 import psutil
 import requests
 
+from tests.e2e.network import Machine
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -158,19 +159,21 @@ class Stack:
 
     # -------------------------------------------------------------------------------------------- a second server
 
-    def start_second_agent(self, folder: Path) -> str:
-        """Join another agent on this machine, with a token, in a folder of its own; its server's id."""
+    def start_second_agent(self, folder: Path, machine: Machine | None = None) -> str:
+        """Join another agent, with a token, in a folder of its own, here or on `machine`; its server's id."""
         token = self.post("/join-tokens/", {"role": "agent"})["token"]
         folder.mkdir()
         own = self.home / "agent" / "config.json"
         if own.exists():
             (folder / "config.json").write_text(own.read_text())
         known = {row["id"] for row in self.rows("/servers/")}
-        master = f"https://127.0.0.1:{self.ports[2]}"
+        master = f"https://{machine.here if machine else '127.0.0.1'}:{self.ports[2]}"
         log = (folder / "log").open("wb")
-        command = [str(SOURCE / "stokehold"), "agent", "join", "--home", str(folder), "--master", master]
-        subprocess.run([*command, "--token", token, "--name", "second"], check=True, env=self.environment(), stderr=log)
-        run = [str(SOURCE / "stokehold"), "agent", "run", "--home", str(folder)]
+        agent = [str(SOURCE / "stokehold"), "agent"]
+        agent = machine.command(*agent) if machine else agent
+        join = [*agent, "join", "--home", str(folder), "--master", master, "--token", token, "--name", "second"]
+        subprocess.run(join, check=True, env=self.environment(), stderr=log)
+        run = [*agent, "run", "--home", str(folder)]
         self.others.append(subprocess.Popen(run, env=self.environment(), stderr=log, stdin=subprocess.DEVNULL))
 
         def connected() -> str:
