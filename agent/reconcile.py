@@ -286,7 +286,7 @@ def state_of(
         return InstanceState.STARTING, memory.reason
     if memory.doing is Doing.FETCH or (not memory.prepared and now < memory.retry_at):
         return InstanceState.FETCHING, memory.reason
-    if memory.failures:
+    if memory.failures or unit is not None:  # one that is dead, not collected yet
         return InstanceState.BACKOFF, memory.reason
     return InstanceState.PENDING, memory.reason
 

@@ -27,7 +27,9 @@ from wire.manifest import Manifest, ManifestFile
 from wire.messages import InstanceSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "stokehold/llama-server:local"
+MADE_IMAGE = "stokehold/llama-server:local"
+IMAGE = os.environ.get("STOKEHOLD_TEST_LLAMA_IMAGE", MADE_IMAGE)
+"""Name another image that is on this machine to run the docker tests against that."""
 
 
 def package_folder(name: str) -> Path:
@@ -48,6 +50,7 @@ def llama_image() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes run side by side
         there = subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False)
         if there.returncode:
+            assert IMAGE == MADE_IMAGE, f"the image {IMAGE} of STOKEHOLD_TEST_LLAMA_IMAGE is not on this machine"
             script = ROOT.parent / "shared" / "make_llama_image.sh"
             subprocess.run(["bash", str(script), str(ENGINE_FOLDER)], check=True, capture_output=True)
     return IMAGE

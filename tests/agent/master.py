@@ -138,9 +138,7 @@ class TestMaster:
         await self.send(Desired(envelope=self.envelope))
 
     async def order_tail(self, order: TailLogs) -> None:
-        envelope = seal(
-            self.signing_key, order, purpose="order", server_id=SERVER_ID, generation=0, now=time.time()
-        )
+        envelope = seal(self.signing_key, order, purpose="order", server_id=SERVER_ID, generation=0, now=time.time())
         await self.send(Order(envelope=envelope))
 
     async def send(self, message: MasterMessage) -> None:
@@ -148,7 +146,7 @@ class TestMaster:
             await socket.send_str(encode(message))
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-        """Wait until `condition()` holds after some message; AssertionError with the last observed state if it does not."""
+        """Wait until `condition()` holds after some message; else AssertionError with the last observed state."""
         try:
             async with asyncio.timeout(timeout_s), self.news:
                 await self.news.wait_for(condition)
