@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import uuid
+import secrets
 from typing import Any
 
 import orjson
@@ -29,6 +30,8 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._process = secrets.token_hex(8).encode()
+        self._count = itertools.count(1)
         self._origins = frozenset(origin.encode() for origin in service.settings.cors_origins)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -36,7 +39,7 @@ class App:
             raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else b"req-" + uuid.uuid4().hex.encode()
+        request_id = given if _REQUEST_ID.fullmatch(given) else self._next_id()
         common: list[Header] = [(b"x-request-id", request_id)]
         if self._origins and (origin := headers.get(b"origin")) is not None:
             common += self._cors(origin)
@@ -53,6 +56,10 @@ class App:
                 await self._small(scope, headers, common, send)
         except GatewayError as error:
             await send_error(send, error, common)
+
+    def _next_id(self) -> bytes:
+        """Unique over all processes."""
+        return b"req-%b-%x" % (self._process, next(self._count))
 
     async def _small(self, scope: Message, headers: dict[bytes, bytes], common: list[Header], send: Send) -> None:
         """Everything that is answered from memory."""

@@ -62,7 +62,7 @@ class Exchange:
     async def run(self, receive: Receive, send: Send) -> None:
         """Serve it. Errors become answers; a client that goes away cancels everything at once."""
         service = self._service
-        service.metrics.in_flight.inc()
+        service.metrics.in_flight += 1
         task = asyncio.current_task()
         timer: asyncio.TimerHandle | None = None
         try:
@@ -84,7 +84,7 @@ class Exchange:
                 timer.cancel()
             if self._watcher is not None:
                 self._watcher.cancel()
-            service.metrics.in_flight.dec()
+            service.metrics.in_flight -= 1
             self._account()
 
     def _watch(self, receive: Receive, task: asyncio.Task[Any] | None) -> None:

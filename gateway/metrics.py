@@ -2,78 +2,111 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from gateway.meter import Usage
 
+_PREFIX = "stokehold_gateway_"
 _SECONDS = (0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0)
+_BOUNDS = (*(str(bound) for bound in _SECONDS), "+Inf")
 UNKNOWN_MODEL = "-"
 """Label of requests that named no model of ours: a client must not make time series."""
 
 
+@dataclass(slots=True)
+class _Times:
+    """A histogram."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * len(_BOUNDS))
+    total_s: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.total_s += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        seen, cumulated = 0, []
+        for bound, count in zip(_BOUNDS, self.counts, strict=True):
+            seen += count
+            cumulated.append((bound, float(seen)))
+        return cumulated
+
+
+@dataclass(slots=True)
+class _Model:
+    statuses: Counter[int] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
+    duration: _Times = field(default_factory=_Times)
+    ttft: _Times = field(default_factory=_Times)
+
+
 class Metrics:
-    """One registry a process; children are kept, because looking them up costs more than counting."""
+    """One registry a process. Requests are counted in plain numbers; Prometheus gets its own when it asks."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        prefix = "stokehold_gateway_"
-        self._requests = Counter(
-            prefix + "requests", "Requests by model and status", ["model", "status"], registry=registry
-        )
-        self._tokens = Counter(prefix + "tokens", "Tokens by model and kind", ["model", "kind"], registry=registry)
-        self._ttft = Histogram(
-            prefix + "time_to_first_token_seconds",
-            "From the request to the first byte of its answer",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._duration = Histogram(
-            prefix + "request_duration_seconds", "Whole requests", ["model"], buckets=_SECONDS, registry=registry
-        )
-        self._upstream_errors = Counter(
-            prefix + "upstream_errors", "Tries that failed at an engine", ["model", "reason"], registry=registry
-        )
-        self.in_flight = Gauge(prefix + "in_flight_requests", "Requests being served", registry=registry)
-        self.feed_connected = Gauge(prefix + "feed_connected", "1: the link to the master is up", registry=registry)
+        self.in_flight = 0
+        """Requests being served."""
+        self._models: dict[str, _Model] = {}
+        self._upstream_errors: Counter[tuple[str, str]] = Counter()
+        self.feed_connected = Gauge(_PREFIX + "feed_connected", "1: the link to the master is up", registry=registry)
         self.feed_age = Gauge(
-            prefix + "feed_age_seconds", "Since the master was last heard; -1: never", registry=registry
+            _PREFIX + "feed_age_seconds", "Since the master was last heard; -1: never", registry=registry
         )
         self.journal_backlog = Gauge(
-            prefix + "journal_backlog_batches", "Usage batches not acknowledged by the master", registry=registry
+            _PREFIX + "journal_backlog_batches", "Usage batches not acknowledged by the master", registry=registry
         )
-        self._children: dict[tuple[str, int], Counter] = {}
-        self._by_model: dict[str, tuple[Histogram, Histogram, Counter, Counter, Counter]] = {}
+        in_flight = Gauge(_PREFIX + "in_flight_requests", "Requests being served", registry=registry)
+        in_flight.set_function(lambda: self.in_flight)
+        registry.register(self)
 
     def finished(self, model: str, status: int, usage: Usage, duration_s: float, ttft_s: float | None) -> None:
         """Count one request that has ended."""
-        child = self._children.get((model, status))
-        if child is None:
-            child = self._children[(model, status)] = self._requests.labels(model, str(status))
-        child.inc()
-        kept = self._by_model.get(model)
-        if kept is None:
-            kept = self._by_model[model] = (
-                self._duration.labels(model),
-                self._ttft.labels(model),
-                self._tokens.labels(model, "prompt"),
-                self._tokens.labels(model, "cached"),
-                self._tokens.labels(model, "completion"),
-            )
-        duration, ttft, prompt, cached, completion = kept
-        duration.observe(duration_s)
+        counted = self._models.get(model)
+        if counted is None:
+            counted = self._models[model] = _Model()
+        counted.statuses[status] += 1
+        counted.duration.add(duration_s)
         if ttft_s is not None:
-            ttft.observe(ttft_s)
-        if usage.prompt_tokens:
-            prompt.inc(usage.prompt_tokens)
-        if usage.cached_tokens:
-            cached.inc(usage.cached_tokens)
-        if usage.completion_tokens:
-            completion.inc(usage.completion_tokens)
+            counted.ttft.add(ttft_s)
+        total = counted.usage
+        total.prompt_tokens += usage.prompt_tokens
+        total.cached_tokens += usage.cached_tokens
+        total.completion_tokens += usage.completion_tokens
 
     def upstream_failed(self, model: str, reason: str) -> None:
-        self._upstream_errors.labels(model, reason).inc()
+        """Count one try that failed at an engine."""
+        self._upstream_errors[(model, reason)] += 1
 
     def text(self) -> bytes:
         """Exposition format."""
         return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        requests = CounterMetricFamily(_PREFIX + "requests", "Requests by model and status", labels=["model", "status"])
+        tokens = CounterMetricFamily(_PREFIX + "tokens", "Tokens by model and kind", labels=["model", "kind"])
+        ttft = HistogramMetricFamily(
+            _PREFIX + "time_to_first_token_seconds", "From the request to its first byte", labels=["model"]
+        )
+        duration = HistogramMetricFamily(_PREFIX + "request_duration_seconds", "Whole requests", labels=["model"])
+        errors = CounterMetricFamily(
+            _PREFIX + "upstream_errors", "Tries that failed at an engine", labels=["model", "reason"]
+        )
+        for name, model in self._models.items():
+            for status, count in model.statuses.items():
+                requests.add_metric([name, str(status)], count)
+            tokens.add_metric([name, "prompt"], model.usage.prompt_tokens)
+            tokens.add_metric([name, "cached"], model.usage.cached_tokens)
+            tokens.add_metric([name, "completion"], model.usage.completion_tokens)
+            ttft.add_metric([name], model.ttft.buckets(), model.ttft.total_s)
+            duration.add_metric([name], model.duration.buckets(), model.duration.total_s)
+        for (name, reason), count in self._upstream_errors.items():
+            errors.add_metric([name, reason], count)
+        yield from (requests, tokens, ttft, duration, errors)
