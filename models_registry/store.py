@@ -273,6 +273,8 @@ class Store:
                 size_bytes += len(chunk)
                 done_bytes += len(chunk)
                 progress(min(1.0, done_bytes / total_bytes))
+                if size_bytes > file.size_bytes:
+                    break  # it grows: it could go on for ever
             if size_bytes != file.size_bytes:
                 raise BadSource(f"{file.path} changed while it was read.", remedy="Import it when it is complete.")
             taken.append(ManifestFile(path=file.path, size_bytes=size_bytes, sha256=digest.hexdigest()))

@@ -6,6 +6,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.core.asgi import get_asgi_application
+from django.http import StreamingHttpResponse
 from django.test import Client
 from django.utils import timezone
 
@@ -54,24 +55,31 @@ def make_node(model: type, name: str) -> tuple[Server | Gateway, dict[str, str]]
 
 
 @pytest.fixture
-def version(tmp_path, db) -> ModelVersion:
+def version(tmp_path, transactional_db) -> ModelVersion:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "weights.bin").write_bytes(CONTENT)
     return make_version(tmp_path / "m")
 
 
 @pytest.fixture
-def agent(db) -> dict[str, str]:
+def agent(transactional_db) -> dict[str, str]:
     return make_node(Server, "s1")[1]
 
 
 pytestmark = pytest.mark.urls("tests.models_registry.urls")
 
 
+def body_of(answer: StreamingHttpResponse) -> bytes:
+    async def read() -> bytes:
+        return b"".join([chunk async for chunk in answer])
+
+    return async_to_sync(read)()
+
+
 def test_a_server_gets_a_whole_blob(version, agent):
     answer = Client().get(URL, headers=agent)
     assert answer.status_code == 200
-    assert answer.getvalue() == CONTENT
+    assert body_of(answer) == CONTENT
     assert answer.headers["Content-Length"] == str(len(CONTENT))
     assert answer.headers["ETag"] == f'"{SHA256}"'
     assert answer.headers["Accept-Ranges"] == "bytes"
@@ -80,7 +88,7 @@ def test_a_server_gets_a_whole_blob(version, agent):
 def test_a_range_continues_a_broken_download(version, agent):
     answer = Client().get(URL, headers={**agent, "Range": "bytes=1500000-"})
     assert answer.status_code == 206
-    assert answer.getvalue() == CONTENT[1_500_000:]
+    assert body_of(answer) == CONTENT[1_500_000:]
     assert answer.headers["Content-Range"] == f"bytes 1500000-{len(CONTENT) - 1}/{len(CONTENT)}"
 
 
