@@ -11,9 +11,11 @@ import msgspec
 import structlog
 from django.db import transaction
 
+from deployments.engines.base import EngineError
+from deployments.events import log_event
 from deployments.leader import Term, fence
 from deployments.leases import Judgement
-from deployments.models import Deployment, Event, Instance, Phase
+from deployments.models import Deployment, Event, Instance, Phase, Severity
 from deployments.narrator import Narrator
 from deployments.planner import Outcome, Subject
 from deployments.rollout import Move, Seen, Stage
@@ -89,6 +91,7 @@ def apply_outcome(
         narrator.tell(deployment, news, outcome, now)
         if any(moved) or outcome.placements:
             hints.hint_on_commit(hints.FEED, {"type": "changed"})
+    narrator.remember(deployment, news)
     return any(moved) or bool(outcome.placements)
 
 
@@ -156,11 +159,11 @@ def sync_desired(
     for server_id in differ:
         with transaction.atomic():
             fence(term, now)
-            specs = _specs(server_id, wanted.get(server_id, set()))
+            specs = _specs(server_id, wanted.get(server_id, set()), now)
             set_desired(server_id, specs, now)
 
 
-def _specs(server_id: str, wanted: set[str]) -> tuple[InstanceSpec, ...]:
+def _specs(server_id: str, wanted: set[str], now: datetime) -> tuple[InstanceSpec, ...]:
     """Specs already promised stay as they are, so that a newer release of this code restarts no engine."""
     row = ServerDesired.objects.filter(server_id=server_id).values_list("payload", flat=True).first()
     kept = {spec["instance_id"]: spec for spec in (row or {}).get("instances", ())}
@@ -168,5 +171,25 @@ def _specs(server_id: str, wanted: set[str]) -> tuple[InstanceSpec, ...]:
     missing = Instance.objects.filter(pk__in=wanted - specs.keys()).select_related(
         "deployment", "revision__model_version__model"
     )
-    specs |= {instance.pk: instance_spec(instance) for instance in missing}
+    for instance in missing:
+        try:
+            specs[instance.pk] = instance_spec(instance)
+        except EngineError as error:
+            _refuse(instance, error.message, now)
     return tuple(specs[key] for key in sorted(specs))
+
+
+def _refuse(instance: Instance, reason: str, now: datetime) -> None:
+    """An instance whose spec cannot be made (a newer release takes it no more) has failed; all others go on."""
+    rows = Instance.objects.filter(pk=instance.pk).exclude(state=InstanceState.FAILED.value)
+    if rows.update(state=InstanceState.FAILED.value, reason=reason, state_since=now, observed_at=now):
+        log_event(
+            "instance.failed",
+            f"{instance.deployment.name} cannot be run: {reason}",
+            severity=Severity.ERROR,
+            remedy="Update the deployment's parameters or model version.",
+            deployment_id=instance.deployment_id,
+            instance_id=instance.pk,
+            server_id=instance.server_id,
+            now=now,
+        )

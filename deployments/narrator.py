@@ -20,7 +20,7 @@ _LOOK_BACK = 5000  # events
 
 @dataclass
 class Narrator:
-    """What was last told, by deployment."""
+    """What was last told, by deployment. `mass_loss_open`: whether a predecessor left one announced."""
 
     placement: dict[int, str] = field(default_factory=dict)
     rollout: dict[int, str] = field(default_factory=dict)
@@ -49,10 +49,8 @@ class Narrator:
         return news + ([rollout] if rollout != rollout_before else [])
 
     def tell(self, deployment: Deployment, news: list[str], outcome: Outcome, now: datetime) -> None:
-        """Store the events of `news`."""
+        """Store the events of `news`; `remember` them once that is committed."""
         for kind in news:
-            told = self.placement if kind in _PLACEMENT_KINDS else self.rollout
-            told[deployment.pk] = kind
             severity, message, remedy = _words(kind, deployment, outcome)
             details = {"refusals": dict(outcome.refusals)} if kind == "deployment.unplaceable" else {}
             log_event(
@@ -64,6 +62,11 @@ class Narrator:
                 deployment_id=deployment.pk,
                 now=now,
             )
+
+    def remember(self, deployment: Deployment, news: list[str]) -> None:
+        for kind in news:
+            told = self.placement if kind in _PLACEMENT_KINDS else self.rollout
+            told[deployment.pk] = kind
 
     def tell_placed(self, deployment: Deployment, instance: Instance, placement: Placement, now: datetime) -> None:
         log_event(
@@ -111,7 +114,6 @@ class Narrator:
             log_event("server.found", f"{names[server_id]} is back.", server_id=server_id, now=now)
         if judged.mass_loss_began:
             missing = sorted(names[key] for key in judged.memory.vanished)
-            self.mass_loss_open = True
             log_event(
                 "fleet.mass_loss",
                 f"{len(missing)} servers vanished together; nothing is evicted until they are back: "
@@ -123,11 +125,12 @@ class Narrator:
                 now=now,
             )
         if judged.mass_loss_ended:
-            self.mass_loss_open = False
             log_event("fleet.mass_loss_over", "Enough servers are back: evictions are judged as usual again.", now=now)
 
 
 def _rollout_kind(before: str, deployment: Deployment, subject: Subject, outcome: Outcome) -> str:
+    if subject.wanted.replicas == 0:
+        return before
     if outcome.halted:
         return "rollout.halted"
     if outcome.updating:

@@ -27,6 +27,7 @@ _FIELDS = (
 )
 _MEMORY_STEP_BYTES = 16 << 20  # smaller changes of used memory are not worth a write
 _PROGRESS_STEP = 0.01
+KEPT_EXITS = 5  # of each instance
 
 
 def record_observed(server_id: str, observed: Observed, now: datetime) -> int:
@@ -43,6 +44,8 @@ def record_observed(server_id: str, observed: Observed, now: datetime) -> int:
             Instance.objects.filter(server_id=server_id, pk__in=seen)
             .exclude(phase=Phase.ENDED)
             .select_related("deployment", "server")
+            .select_for_update(of=("self",))  # the controller may be ending them
+            .order_by("pk")
         )
         changed = [row for row in rows if _take_over(row, seen[row.pk], now)]
         Instance.objects.bulk_update(changed, _FIELDS)
@@ -54,7 +57,7 @@ def record_observed(server_id: str, observed: Observed, now: datetime) -> int:
 def _take_over(row: Instance, unit: ObservedInstance, now: datetime) -> bool:
     """Set the observed fields of `row`; whether any of them changed."""
     state_before, exits_before = row.state, row.exits
-    exits = [msgspec.to_builtins(exit) for exit in unit.exits]
+    exits = _kept_exits(exits_before, unit.exits)
     wanted = {
         "state": unit.state.value,
         "reason": unit.reason,
@@ -76,6 +79,13 @@ def _take_over(row: Instance, unit: ObservedInstance, now: datetime) -> bool:
         row.state_since = datetime.fromtimestamp(unit.since, UTC) if unit.since else now
     _tell(row, unit, state_before, exits_before, now)
     return True
+
+
+def _kept_exits(before: list[dict], reported: tuple[LastExit, ...]) -> list[dict]:
+    """The newest of all exits known, oldest first: an agent that lost its own records takes none away."""
+    found = {(exit["attempt"], exit["at"]): exit for exit in before}
+    found |= {(exit.attempt, exit.at): msgspec.to_builtins(exit) for exit in reported}
+    return sorted(found.values(), key=lambda exit: (exit["at"], exit["attempt"]))[-KEPT_EXITS:]
 
 
 def _tell(row: Instance, unit: ObservedInstance, before: str, exits_before: list[dict], now: datetime) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from deployments.rollout import Create, Move, Plan, Seen, Stage, Wanted, plan
-from deployments.scheduler import Fleet, Placement, Refusal, Request, Shape, place
+from deployments.scheduler import Fleet, Placed, Placement, Refusal, Request, Shape, place, place_many
 from wire.engine import RuntimeKind
 
 FAILING = "failing: "
 """Begins the phase reason of an instance that was given up for another server."""
 NO_FLEET = Fleet({})
+PLACEMENTS_A_PASS = 100  # so that a pass ends well within the leader's lease
 
 
 @dataclass(frozen=True)
@@ -61,78 +62,82 @@ def plan_rollouts(subjects: Iterable[Subject], now: float, drain_timeout_s: floa
     ]
 
 
-def place_all(planned: Iterable[tuple[Subject, Plan]], fleet: Fleet) -> list[Outcome]:
-    """Second half: find a place for every Create, one after the other, so that no memory is promised twice."""
+def place_all(planned: Iterable[tuple[Subject, Plan]], fleet: Fleet, limit: int = PLACEMENTS_A_PASS) -> list[Outcome]:
+    """Second half: find a place for every Create, one after the other, so that no memory is promised twice.
+
+    At most `limit` instances in all; the rest is for the next pass.
+    """
     outcomes = []
     for subject, found in planned:
-        outcome, fleet = _place(subject, found, fleet)
+        outcome, fleet = _place(subject, found, fleet, limit)
+        limit -= len(outcome.placements)
         outcomes.append(outcome)
     return outcomes
 
 
-def _place(subject: Subject, found: Plan, fleet: Fleet) -> tuple[Outcome, Fleet]:
-    moves, placements, notes = list(found.moves), [], list(found.notes)
-    refusal: Refusal | None = None
-    for create in found.creates:
-        request = _request(subject, create, placements)
-        answer = Refusal({}, subject.problem) if subject.problem else place(request, fleet)
-        if isinstance(answer, Refusal) and create.avoid and not create.instead_of:
-            answer = _anywhere(request, fleet, answer)
-        if isinstance(answer, Refusal):
-            if create.instead_of:
-                continue  # it goes on trying where it is
-            refusal = answer
-            break
-        placements.append(answer)
-        fleet = fleet.reserve(answer)
-        if create.instead_of:
+def _place(subject: Subject, found: Plan, fleet: Fleet, limit: int) -> tuple[Outcome, Fleet]:
+    moves, notes = list(found.moves), list(found.notes)
+    further = [create for create in found.creates if not create.instead_of][:limit]
+    placed = _further(subject, further, fleet)
+    placements, fleet, refusal = list(placed.placements), placed.fleet, placed.refusal
+    for create in found.creates if refusal is None else ():
+        if not create.instead_of or len(placements) >= limit:
+            continue
+        instead = place_many(_request(subject, create.avoid, placements), 1, fleet)
+        if instead.refusal is None:  # else it goes on trying where it is
+            placements += instead.placements
+            fleet = instead.fleet
             moves.append(Move(create.instead_of, Stage.STOP, _why_instead(create, subject)))
+    waiting = False
     if refusal is not None:
-        moves_more, note = _make_room(subject, found, refusal, fleet)
-        moves += moves_more
+        more, note, waiting = _make_room(subject, found, refusal, fleet)
+        moves += more
         notes.insert(0, note)
+    short = refusal if not waiting else None
     outcome = Outcome(
         deployment_id=subject.deployment_id,
         moves=tuple(moves),
         placements=tuple(placements),
         explanation=". ".join(note[:1].upper() + note[1:] for note in notes),
-        refusals=dict(refusal.reasons) if refusal else {},
-        unplaceable=refusal is not None,
+        refusals=dict(short.reasons) if short else {},
+        unplaceable=short is not None,
         updating=found.updating,
         halted=found.halted,
     )
     return outcome, fleet
 
 
-def _anywhere(request: Request, fleet: Fleet, refused: Refusal) -> Placement | Refusal:
-    """A server where it failed is better than none at all."""
-    if refused.problem:
-        return refused
-    answer = place(
-        Request(
-            shapes=request.shapes,
-            program=request.program,
-            runtime=request.runtime,
-            labels=request.labels,
-            servers=request.servers,
-            occupied=request.occupied,
-        ),
-        fleet,
-    )
-    return refused if isinstance(answer, Refusal) else answer
+def _further(subject: Subject, creates: list[Create], fleet: Fleet) -> Placed:
+    """Places for additional instances, first where it has not failed; a server where it has is better than none."""
+    if not creates:
+        return Placed((), fleet)
+    if subject.problem:
+        return Placed((), fleet, Refusal({}, subject.problem))
+    avoid = creates[0].avoid
+    placed = place_many(_request(subject, avoid, ()), len(creates), fleet)
+    missing = len(creates) - len(placed.placements)
+    if not (missing and avoid):
+        return placed
+    more = place_many(_request(subject, {}, placed.placements), missing, placed.fleet)
+    return Placed(placed.placements + more.placements, more.fleet, placed.refusal if more.refusal else None)
 
 
-def _make_room(subject: Subject, found: Plan, refusal: Refusal, fleet: Fleet) -> tuple[list[Move], str]:
-    """Replace in place when exactly the old instance's resources are what is missing; else say what is."""
+def _make_room(subject: Subject, found: Plan, refusal: Refusal, fleet: Fleet) -> tuple[list[Move], str, bool]:
+    """Replace in place when exactly the old instance's resources are what is missing; else say what is.
+
+    Last of the three: room is on its way, so that this is no refusal.
+    """
     if refusal.problem:
-        return [], refusal.problem
-    leaving = [one for one in subject.instances if one.stage in (Stage.DRAIN, Stage.STOP)]
-    if any(_fits_without(subject, one.id, fleet) for one in leaving):
-        return [], "waiting for the room that an instance on its way out still holds"
+        return [], refusal.problem, False
+    going = {move.instance_id for move in found.moves}
+    leaving = [one.id for one in subject.instances if one.stage in (Stage.DRAIN, Stage.STOP) or one.id in going]
+    if any(_fits_without(subject, instance_id, fleet) for instance_id in leaving):
+        return [], "waiting for the room that an instance on its way out still holds", True
     if found.victim and _fits_without(subject, found.victim, fleet):
         reason = "replaced in place: there is no room for a second instance beside it"
-        return [Move(found.victim, Stage.DRAIN, reason)], "no room for old and new side by side: replacing in place"
-    return [], refusal.summary()
+        note = "no room for old and new side by side: replacing in place"
+        return [Move(found.victim, Stage.DRAIN, reason)], note, True
+    return [], refusal.summary(), False
 
 
 def _fits_without(subject: Subject, instance_id: str, fleet: Fleet) -> bool:
@@ -140,10 +145,10 @@ def _fits_without(subject: Subject, instance_id: str, fleet: Fleet) -> bool:
     if held is None:
         return False
     freed = fleet.release(held.server_id, held.memory_bytes, held.gpu_indexes, held.gpu_memory_bytes)
-    return isinstance(place(_request(subject, Create(avoid={}), []), freed), Placement)
+    return isinstance(place(_request(subject, {}, ()), freed), Placement)
 
 
-def _request(subject: Subject, create: Create, placements: list[Placement]) -> Request:
+def _request(subject: Subject, avoid: Mapping[str, str], placements: Iterable[Placement]) -> Request:
     occupied: dict[str, int] = {}
     for one in subject.instances:
         if one.stage is Stage.RUN:
@@ -156,7 +161,7 @@ def _request(subject: Subject, create: Create, placements: list[Placement]) -> R
         runtime=subject.runtime,
         labels=subject.labels,
         servers=subject.servers,
-        avoid=create.avoid,
+        avoid=avoid,
         occupied=occupied,
     )
 

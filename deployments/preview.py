@@ -10,7 +10,7 @@ from deployments import engines
 from deployments.capacity import read_fleet
 from deployments.engines.base import Estimate
 from deployments.estimate import shapes_of
-from deployments.scheduler import Fleet, Placement, Refusal, Request, Shape, explain, place
+from deployments.scheduler import Fleet, Placement, Refusal, Request, Shape, explain, place_many
 from deployments.specs import SpecFields, check_spec, model_facts
 from models_registry.models import ModelVersion
 from wire.engine import RuntimeKind
@@ -64,7 +64,8 @@ def preview(
         servers=frozenset(fields.placement.get("servers") or ()),
     )
     reasons = explain(request, fleet)
-    placements, refusal = _place_all(request, fleet, replicas)
+    found = place_many(request, replicas, fleet)
+    placements, refusal = found.placements, found.refusal
     gpus = len(placements[0].gpu_indexes) if placements else _likely_gpus(shapes, fleet)
     counts: dict[str, int] = {}
     for placed in placements:
@@ -82,36 +83,13 @@ def preview(
     )
 
 
-def _place_all(request: Request, fleet: Fleet, replicas: int) -> tuple[list[Placement], Refusal | None]:
-    placements: list[Placement] = []
-    occupied: dict[str, int] = {}
-    for _ in range(replicas):
-        answer = place(
-            Request(
-                shapes=request.shapes,
-                program=request.program,
-                runtime=request.runtime,
-                labels=request.labels,
-                servers=request.servers,
-                occupied=occupied,
-            ),
-            fleet,
-        )
-        if isinstance(answer, Refusal):
-            return placements, answer
-        placements.append(answer)
-        occupied[answer.server_id] = occupied.get(answer.server_id, 0) + 1
-        fleet = fleet.reserve(answer)
-    return placements, None
-
-
 def _likely_gpus(shapes: tuple[Shape, ...], fleet: Fleet) -> int:
     """GPUs to show the estimate for when nothing was placed."""
     has_gpus = any(server.gpus for server in fleet.servers.values())
     return shapes[0].gpus if has_gpus or len(shapes) == 1 else 0
 
 
-def _summary(placements: list[Placement], replicas: int, refusal: Refusal | None, counts: dict[str, int]) -> str:
+def _summary(placements: tuple[Placement, ...], replicas: int, refusal: Refusal | None, counts: dict[str, int]) -> str:
     where = ", ".join(f"{count} on {name}" for name, count in sorted(counts.items()))
     if refusal is None:
         return f"All {replicas} would be placed: {where}." if placements else "Nothing to place: 0 replicas."

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.db.models import F, Max
 
@@ -153,7 +152,9 @@ def delete(deployment: Deployment, *, now: datetime, actor: str = "", if_version
 
 
 def _current(pk: int, if_version: int | None) -> Deployment:
-    current = Deployment.objects.select_related("revision__model_version__model").get(pk=pk)
+    """The row as it is now, locked where the database can: changes at the same time come one after the other."""
+    rows = Deployment.objects.select_for_update(of=("self",)).select_related("revision__model_version__model")
+    current = rows.get(pk=pk)
     if current.deleted_at is not None:
         raise BeingDeleted(f"{current.name} is being deleted")
     if if_version is not None and current.version != if_version:
@@ -222,10 +223,8 @@ def _tell_change(
 
 
 def _check_name(name: str) -> None:
-    try:
-        PUBLIC_NAME(name)
-    except ValidationError as error:
-        raise InvalidSpec({"name": " ".join(error.messages)}) from error
+    if not isinstance(name, str) or not PUBLIC_NAME.regex.fullmatch(name):
+        raise InvalidSpec({"name": str(PUBLIC_NAME.message)})
     if _holder_of(name) is not None:
         raise NameInUse(f"there is a deployment {name!r} already")
 

@@ -183,7 +183,7 @@ def _gone(instances: list[Instance], servers: dict[str, ServerRow], promised: di
         server = servers.get(row.server_id or "")
         if row.phase != Phase.STOP or server is None or row.pk in promised.get(server.id, frozenset()):
             continue
-        if server.generation and server.observed_generation >= server.generation:
+        if server.observed_generation >= server.generation:
             stopping[server.id].add(row.pk)
     if not stopping:
         return set()

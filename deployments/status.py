@@ -80,7 +80,7 @@ def _derive(deployment: Deployment, instances: list[dict]) -> DeploymentStatus:
     reason = deployment.explanation or _waiting(current)
     if ready:
         return DeploymentStatus(DeploymentState.DEGRADED, ready, wanted, reason)
-    if deployment.refusals and not runs:
+    if not runs and (deployment.refusals or (deployment.explanation and not instances)):
         return DeploymentStatus(DeploymentState.UNPLACEABLE, 0, wanted, reason)
     if current and all(row["state"] in _FAILING or _is_away(row) for row in current):
         return DeploymentStatus(DeploymentState.FAILED, 0, wanted, _waiting(current) or reason)

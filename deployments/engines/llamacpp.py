@@ -225,6 +225,9 @@ class LlamaCpp:
             ),
             EstimatePart("runtime", _RUNTIME_BYTES, _RUNTIME_BYTES * 3 * gpus, "program, backend and tokenizer"),
         ]
+        if projector := _projector(model):
+            size = projector.size_bytes
+            parts.append(_part("projector", size, 1.0 if gpus else 0.0, f"{gib(size)} of {projector.path}"))
         if prompt_cache:
             parts.append(EstimatePart("prompt cache", prompt_cache, 0, f"up to {gib(prompt_cache)} of earlier prompts"))
         return Estimate(tuple(parts))

@@ -33,6 +33,7 @@ class Agents:
         self.monotonic = 1000.0
         self.controller = Controller("test", clock=lambda: self.monotonic)
         self.dead: set[str] = set()  # names of servers that are not heard of
+        self.began = now
         self.fails: Callable[[str, int], bool] = lambda server, revision: False
 
     def pass_time(self, seconds: float) -> None:
@@ -58,7 +59,7 @@ class Agents:
         for spec in state.instances:
             broken = self.fails(server.name, spec.revision)
             exits = tuple(
-                msgspec.structs.replace(CRASH, attempt=number, at=self.now.timestamp() - 60 + number)
+                msgspec.structs.replace(CRASH, attempt=number, at=self.began.timestamp() - 60 + number)
                 for number in (1, 2, 3)
             )
             units.append(
