@@ -54,7 +54,10 @@ class Acceptance:
             self.rejected = f"{error.code}: {error.message}"
             log.warning("desired.refused", code=error.code, reason=error.message, generation=envelope.generation)
             return False
-        write_whole(self._home.desired_file, msgspec.json.encode(envelope))
+        try:
+            write_whole(self._home.desired_file, msgspec.json.encode(envelope))
+        except OSError as error:  # a full disk must not keep an engine from being stopped
+            log.error("desired.not_kept", generation=state.generation, error=str(error))
         changed = state != self.state
         self.state, self.accepted, self.rejected = state, True, ""
         if changed:

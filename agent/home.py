@@ -88,7 +88,7 @@ class AgentHome:
         return self.instances / instance_id
 
     def create(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # engines' output lies in it
         self.instances.mkdir(exist_ok=True)
 
     def identity(self) -> NodeIdentity | None:

@@ -101,7 +101,7 @@ async def _fetch_ca(session: aiohttp.ClientSession, master_url: str) -> str:
                 f"{master_url} answered {response.status} to the question for its certificate",
                 remedy="Is this the address of a Stokehold master's TLS port (8443)?",
             )
-        return await response.text()
+        return await response.text(errors="replace")
 
 
 class _Problem(msgspec.Struct):
@@ -121,4 +121,11 @@ def _refusal(status: int, body: bytes) -> JoinFailed:
 
 def read_token(text: str) -> str:
     """A token as given, or the content of a file for `@FILE` (keeps it out of the list of processes)."""
-    return Path(text[1:]).read_text().strip() if text.startswith("@") else text
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise JoinFailed(
+            f"the file {text[1:]} with the join token cannot be read: {error}", remedy="Check its path and mode."
+        ) from error

@@ -91,8 +91,8 @@ class Link:
                     log.info("link.closed")
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
                     log.warning("link.failed", attempt=attempt, error=str(error) or type(error).__name__)
-                except ExceptionGroup as errors:
-                    log.error("link.broken", attempt=attempt, exc_info=errors)
+                except Exception:
+                    log.exception("link.broken", attempt=attempt)  # a fault of ours: engines and relay go on
                 finally:
                     self.connected = False
                 if time.monotonic() - began > _STABLE_AFTER_S:

@@ -17,6 +17,7 @@ from agent.home import AgentConfig, AgentHome
 from agent.join import join
 from agent.link import Link, Voices
 from agent.operations import Operations
+from agent.reconcile import PATIENCE, Patience
 from agent.records import Records
 from agent.relay import Relay
 from agent.resources import own_addresses, read_facts, read_load
@@ -28,9 +29,10 @@ from agent.supervise import Supervisor
 from wire.engine import RuntimeKind
 from wire.errors import WireError
 from wire.join import NodeIdentity, reconnect_delay_s
-from wire.messages import Facts, Load, Observed
+from wire.messages import Facts, Load, Observed, RuntimeInfo
 
 _SETTLE_S = 4.0
+_INFO_TIMEOUT_S = 3.0
 _GRACE_OF_LEFTOVERS_S = 20.0
 
 log = structlog.get_logger(__name__)
@@ -47,7 +49,9 @@ def make_runtimes(home: AgentHome, config: AgentConfig) -> dict[RuntimeKind, Run
 class Agent:
     """One agent on one home, whose lock the caller holds."""
 
-    def __init__(self, home: AgentHome, identity: NodeIdentity, config: AgentConfig) -> None:
+    def __init__(
+        self, home: AgentHome, identity: NodeIdentity, config: AgentConfig, patience: Patience = PATIENCE
+    ) -> None:
         self._home = home
         self._config = config
         self._addresses = home.addresses() or own_addresses()
@@ -58,8 +62,10 @@ class Agent:
         self._blobs = MasterBlobs(identity, lambda: self._link.bearer())
         self._store = Store(home.path, self._blobs, quota_bytes=config.disk_quota_bytes)
         self._store.in_use = lambda: [spec.model for spec in self.acceptance.state.instances]
-        self._operations = Operations(self._runtimes, self._records, self._store)
-        self.supervisor = Supervisor(self._runtimes, self._records, self._operations, lambda: self.acceptance.in_force)
+        self._operations = Operations(self._runtimes, self._records, self._store, patience)
+        self.supervisor = Supervisor(
+            self._runtimes, self._records, self._operations, lambda: self.acceptance.in_force, patience
+        )
         self.relay = Relay(home, identity, self.supervisor.port_of)
         voices = Voices(
             facts=self._facts,
@@ -95,9 +101,16 @@ class Agent:
         )
 
     async def _facts(self) -> Facts:
-        infos = [await runtime.info() for runtime in self._runtimes.values()]
+        infos = await asyncio.gather(*(self._info(runtime) for runtime in self._runtimes.values()))
         working = tuple(info for info in infos if info is not None)
         return await asyncio.to_thread(read_facts, working, relay_port=self.relay.port, addresses=self._addresses)
+
+    async def _info(self, runtime: Runtime) -> RuntimeInfo | None:
+        try:
+            async with asyncio.timeout(_INFO_TIMEOUT_S):
+                return await runtime.info()
+        except TimeoutError:
+            return None  # a daemon that hangs must not keep the rest from the master
 
     async def _load(self) -> Load:
         return await asyncio.to_thread(read_load, self._home.path)
@@ -156,7 +169,10 @@ async def stop_engines(home: AgentHome, config: AgentConfig) -> int:
             log.info("stop_engines.runtime_silent", runtime=runtime.kind.value, reason=error.message)
             return 0
         stops = [runtime.stop(unit, grace_s.get(unit.instance_id, _GRACE_OF_LEFTOVERS_S)) for unit in units]
-        await asyncio.gather(*stops)
+        ends = await asyncio.gather(*stops, return_exceptions=True)  # one that cannot be stopped saves no other
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
         return len(units)
 
     try:

@@ -15,6 +15,7 @@ from agent.choose import choose_runtime
 from agent.errors import AgentError, CannotRun, FetchFailed, NotPrepared, RuntimeUnavailable, StartFailed
 from agent.hints import explain
 from agent.reconcile import (
+    PATIENCE,
     RECHECK_EVERY_S,
     UNAVAILABLE_RECHECK_S,
     Action,
@@ -22,6 +23,7 @@ from agent.reconcile import (
     Fetch,
     Forget,
     Memory,
+    Patience,
     Probe,
     Start,
     Stop,
@@ -39,7 +41,6 @@ from agent.store import Store
 from wire.engine import RuntimeKind
 from wire.messages import InstanceSpec, LastExit
 
-_PROBE_TIMEOUT_S = 3.0
 _DEFAULT_GRACE_S = 20.0
 _AGAIN_AFTER_S = 1.0
 _PATIENCE = 5
@@ -60,10 +61,17 @@ class Outcome:
 class Operations:
     """Performs actions; safe for many instances at once."""
 
-    def __init__(self, runtimes: Mapping[RuntimeKind, Runtime], records: Records, store: Store) -> None:
+    def __init__(
+        self,
+        runtimes: Mapping[RuntimeKind, Runtime],
+        records: Records,
+        store: Store,
+        patience: Patience = PATIENCE,
+    ) -> None:
         self._runtimes = runtimes
         self._records = records
         self._store = store
+        self._patience = patience
         self._session: aiohttp.ClientSession | None = None
         self._specs: dict[str, InstanceSpec] = {}
         self.progress: dict[str, float] = {}
@@ -86,7 +94,8 @@ class Operations:
             case Forget(instance_id):
                 await asyncio.to_thread(self._records.forget, instance_id)
                 self.progress.pop(instance_id, None)
-                self._specs.pop(instance_id, None)
+                if instance_id in self._specs:
+                    self._store.mark_used(self._specs.pop(instance_id).model)
                 await asyncio.to_thread(self._store.collect_garbage)
                 log.info("instance.gone", instance=instance_id)
                 return Outcome(None)
@@ -190,7 +199,8 @@ class Operations:
 
     async def _answers(self, spec: InstanceSpec, port: int) -> bool:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S))
+            timeout = aiohttp.ClientTimeout(total=self._patience.probe_timeout_s)
+            self._session = aiohttp.ClientSession(timeout=timeout)
         readiness = spec.engine.readiness
         try:
             url = f"http://127.0.0.1:{port}{readiness.path}"
@@ -203,7 +213,8 @@ class Operations:
         """Write the end of an attempt down; a sentence that says it."""
         spec = self._specs.get(instance_id)
         hints = spec.engine.failure_hints if spec is not None else ()
-        cause, remedy = explain(ended.exit_code, ended.lines, hints)
+        code_of_its_own = None if given_up else ended.exit_code  # else it is our signal's
+        cause, remedy = explain(code_of_its_own, ended.lines, hints)
         last = LastExit(
             attempt=self._records.get(instance_id).attempts,
             exit_code=ended.exit_code,

@@ -17,11 +17,21 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 HEALTHY_AFTER_S = 60.0
 """An engine that was ready this long before it died starts its back-off anew."""
-PROBE_EVERY_S = 3.0
-UNHEALTHY_AFTER_S = 15.0
-KILL_AFTER_S = 60.0
 RECHECK_EVERY_S = 60.0
 UNAVAILABLE_RECHECK_S = 5.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a ready engine may be silent."""
+
+    probe_every_s: float = 3.0
+    probe_timeout_s: float = 3.0
+    unhealthy_after_s: float = 15.0
+    kill_after_s: float = 60.0
+
+
+PATIENCE = Patience()
 
 
 class Doing(StrEnum):
@@ -135,7 +145,11 @@ def instance_of(action: Action) -> str:
 
 
 def reconcile(
-    wanted: Mapping[str, InstanceSpec], units: Iterable[Unit], memories: Mapping[str, Memory], now: float
+    wanted: Mapping[str, InstanceSpec],
+    units: Iterable[Unit],
+    memories: Mapping[str, Memory],
+    now: float,
+    patience: Patience = PATIENCE,
 ) -> list[Action]:
     """Actions that bring this server from what is seen to what is wanted; only due `Probe`s when they agree.
 
@@ -147,16 +161,20 @@ def reconcile(
         by_instance.setdefault(unit.instance_id, []).append(unit)
     actions = []
     for instance_id in sorted({*wanted, *by_instance, *memories}):
-        action = next_action(
-            instance_id, wanted.get(instance_id), by_instance.get(instance_id, []), memories.get(instance_id), now
-        )
+        spec, memory = wanted.get(instance_id), memories.get(instance_id)
+        action = next_action(instance_id, spec, by_instance.get(instance_id, []), memory, now, patience)
         if action is not None:
             actions.append(action)
     return actions
 
 
 def next_action(
-    instance_id: str, spec: InstanceSpec | None, units: list[Unit], memory: Memory | None, now: float
+    instance_id: str,
+    spec: InstanceSpec | None,
+    units: list[Unit],
+    memory: Memory | None,
+    now: float,
+    patience: Patience = PATIENCE,
 ) -> Action | None:
     """The one next step of one instance; None: nothing to do now."""
     if memory is not None and memory.doing is not None:
@@ -169,7 +187,7 @@ def next_action(
         return Forget(instance_id) if memory is not None else None
     memory = remembered(spec, memory)
     if current is not None:
-        return _tend(spec, current, memory, now)
+        return _tend(spec, current, memory, now, patience)
     if memory.failed:
         return Fetch(spec) if now >= memory.recheck_at else None
     if now < memory.retry_at:
@@ -177,7 +195,7 @@ def next_action(
     return Start(spec) if memory.prepared else Fetch(spec)
 
 
-def _tend(spec: InstanceSpec, unit: Unit, memory: Memory, now: float) -> Action | None:
+def _tend(spec: InstanceSpec, unit: Unit, memory: Memory, now: float, patience: Patience) -> Action | None:
     if not unit.running:
         return Collect(unit)
     readiness = spec.engine.readiness
@@ -187,9 +205,9 @@ def _tend(spec: InstanceSpec, unit: Unit, memory: Memory, now: float) -> Action 
         every_s = readiness.interval_s
     else:
         silent_s = now - memory.answered_at
-        if silent_s > KILL_AFTER_S:
+        if silent_s > patience.kill_after_s:
             return Stop(unit, f"did not answer its check for {silent_s:.0f} s", failed=True)
-        every_s = PROBE_EVERY_S
+        every_s = patience.probe_every_s
     return Probe(spec, unit) if now - memory.probed_at >= every_s else None
 
 
@@ -224,6 +242,7 @@ def after_exit(memory: Memory, reason: str, now: float) -> Memory:
     return replace(
         memory,
         failures=failures,
+        fetch_failures=0,
         retry_at=now + delay_s(failures),
         reason=reason,
         ready_since=None,
@@ -270,7 +289,7 @@ def after_probe(memory: Memory, answered: bool, now: float) -> Memory:
 
 
 def state_of(
-    spec: InstanceSpec | None, unit: Unit | None, memory: Memory | None, now: float
+    spec: InstanceSpec | None, unit: Unit | None, memory: Memory | None, now: float, patience: Patience = PATIENCE
 ) -> tuple[InstanceState, str]:
     """(state, reason) to report. `unit` is the one that runs `spec`; without a spec the instance is on its way out."""
     if spec is None:
@@ -279,22 +298,22 @@ def state_of(
     if memory.doing is Doing.STOP:
         return InstanceState.STOPPING, memory.reason
     if unit is not None and unit.running:
-        return _state_of_running(memory, now)
+        return _state_of_running(memory, now, patience)
     if memory.failed:
         return InstanceState.FAILED, memory.failed
     if memory.doing is Doing.START:
         return InstanceState.STARTING, memory.reason
-    if memory.doing is Doing.FETCH or (not memory.prepared and now < memory.retry_at):
+    if memory.doing is Doing.FETCH or (memory.fetch_failures and now < memory.retry_at):
         return InstanceState.FETCHING, memory.reason
     if memory.failures or unit is not None:  # one that is dead, not collected yet
         return InstanceState.BACKOFF, memory.reason
     return InstanceState.PENDING, memory.reason
 
 
-def _state_of_running(memory: Memory, now: float) -> tuple[InstanceState, str]:
+def _state_of_running(memory: Memory, now: float, patience: Patience) -> tuple[InstanceState, str]:
     if memory.ready_since is None:
         return InstanceState.STARTING, memory.reason
     silent_s = now - memory.answered_at
-    if silent_s > UNHEALTHY_AFTER_S:
-        return InstanceState.UNHEALTHY, f"no answer to its check for more than {UNHEALTHY_AFTER_S:.0f} s"
+    if silent_s > patience.unhealthy_after_s:
+        return InstanceState.UNHEALTHY, f"no answer to its check for more than {patience.unhealthy_after_s:g} s"
     return InstanceState.READY, ""

@@ -22,6 +22,7 @@ except ImportError:  # a server without NVIDIA's library needs no package for it
     pynvml = None
 
 log = structlog.get_logger(__name__)
+_nvml_ready = False
 
 
 def own_host_id() -> str:
@@ -108,20 +109,30 @@ def read_devices() -> tuple[Device, ...]:
     if not _nvml_works():
         return ()
     try:
-        return tuple(_device(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
         log.warning("nvml.failed", error=str(error))
         return ()
+    devices = []
+    for index in range(count):
+        try:
+            devices.append(_device(index))
+        except pynvml.NVMLError as error:  # one that fell off the bus hides no other
+            log.warning("nvml.device_failed", index=index, error=str(error))
+    return tuple(devices)
 
 
-@cache
 def _nvml_works() -> bool:
+    """Asked again each time until it does: a driver may be loaded after the agent started."""
+    global _nvml_ready
     if pynvml is None:
         return False
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
+    if not _nvml_ready:
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return False
+        _nvml_ready = True
     return True
 
 

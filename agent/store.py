@@ -8,10 +8,13 @@ HOME/models/<digest>/            a checkout: there only when it is complete
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import IO, Protocol
 
 import structlog
 
-from agent.errors import CannotRun, CorruptBlob, DiskFull
+from agent.errors import CannotRun, CorruptBlob, DiskFull, FetchFailed
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest
 
@@ -56,6 +59,8 @@ class Store:
         self._quota_bytes = quota_bytes
         self._locks: dict[str, asyncio.Lock] = {}
         self._checkout_lock = asyncio.Lock()
+        self._fetching: list[Manifest] = []
+        self._evicting = threading.RLock()
         self.in_use: Callable[[], Collection[Manifest]] = lambda: ()
         """Manifests that must stay."""
 
@@ -80,14 +85,16 @@ class Store:
             ) from error
         if self.has(manifest):
             return self.model_dir(manifest)
-        self._check_disk(manifest)
+        self._fetching.append(manifest)
         watcher = asyncio.create_task(self._report(manifest, progress))
         try:
+            await asyncio.to_thread(self._make_room, manifest)
             for file in manifest.files:
                 await self._fetch_blob(file)
+            return await self._check_out(manifest)
         finally:
             watcher.cancel()
-        return await self._check_out(manifest)
+            self._fetching.remove(manifest)
 
     def blob(self, sha256: str) -> Path:
         return self._blobs / sha256[:2] / sha256
@@ -95,27 +102,45 @@ class Store:
     def part(self, sha256: str) -> Path:
         return self._partial / f"{sha256}.part"
 
-    def collect_garbage(self) -> int:
-        """Remove the longest unused checkouts and blobs over the quota, never any in use; bytes freed."""
+    def collect_garbage(self, coming_bytes: int = 0) -> int:
+        """Remove the longest unused checkouts and blobs over the quota, never any in use; bytes freed.
+
+        `coming_bytes` are about to be added.
+        """
         if self._quota_bytes is None:
             return 0
-        kept_digests = {manifest.digest for manifest in self.in_use()}
-        kept_blobs = {file.sha256 for manifest in self.in_use() for file in manifest.files}
-        blobs = [path for path in self._blobs.glob("??/*") if path.is_file()]
-        total = sum(path.stat().st_size for path in blobs)
-        freed = 0
-        if total <= self._quota_bytes:
+        with self._evicting:
+            total = sum(path.stat().st_size for path in self._whole_blobs())
+            return self._evict(total + coming_bytes - self._quota_bytes)
+
+    def mark_used(self, manifest: Manifest) -> None:
+        """It was in use until now: it goes last."""
+        for file in manifest.files:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.blob(file.sha256))
+
+    def _whole_blobs(self) -> list[Path]:
+        return [path for path in self._blobs.glob("??/*") if path.is_file()]
+
+    def _evict(self, excess_bytes: int) -> int:
+        """Free that much, or as much as is not in use."""
+        if excess_bytes <= 0:
             return 0
-        for folder in self._models.glob("*"):
+        kept = [*self.in_use(), *self._fetching]
+        kept_digests = {manifest.digest for manifest in kept}
+        kept_blobs = {file.sha256 for manifest in kept for file in manifest.files}
+        for folder in self._models.glob("[!.]*"):  # those with a dot are being made
             if folder.name not in kept_digests:
                 shutil.rmtree(folder, ignore_errors=True)
-        for path in sorted(blobs, key=lambda path: path.stat().st_atime):
-            if total - freed <= self._quota_bytes:
+        unused = [path for path in self._whole_blobs() if path.name not in kept_blobs]
+        unused += [path for path in self._partial.glob("*.part") if path.stem not in kept_blobs]
+        freed = 0
+        for path in sorted(unused, key=lambda path: path.stat().st_mtime):
+            if freed >= excess_bytes:
                 break
-            if path.name not in kept_blobs:
-                freed += path.stat().st_size
-                path.unlink()
-        log.info("store.garbage_collected", freed_bytes=freed, total_bytes=total - freed)
+            freed += path.stat().st_size
+            path.unlink()
+        log.info("store.garbage_collected", freed_bytes=freed, asked_bytes=excess_bytes)
         return freed
 
     async def _fetch_blob(self, file: ManifestFile) -> None:
@@ -142,14 +167,19 @@ class Store:
             async with self._source.open(file, offset) as stream:
                 if stream.offset == 0 and offset:
                     digest, offset = hashlib.sha256(), 0
-                with part.open("r+b" if offset else "wb") as out:
-                    out.seek(offset)
-                    out.truncate()
-                    async for piece in stream.pieces():
-                        offset += len(piece)
-                        if offset > file.size_bytes:
-                            break
-                        await asyncio.to_thread(_append, out, digest, piece)
+                try:
+                    with part.open("r+b" if offset else "wb") as out:
+                        out.seek(offset)
+                        out.truncate()
+                        async for piece in stream.pieces():
+                            offset += len(piece)
+                            if offset > file.size_bytes:
+                                break
+                            await asyncio.to_thread(_append, out, digest, piece)
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise DiskFull(f"the disk became full while {file.path} was fetched") from error
+                    raise
         if offset < file.size_bytes:
             raise CorruptBlob(
                 f"{file.path}: the master sent {offset} of {file.size_bytes} bytes", remedy="It is resumed."
@@ -158,15 +188,19 @@ class Store:
             part.unlink(missing_ok=True)
             raise CorruptBlob(f"{file.path}: the bytes received do not fit sha256 {file.sha256[:12]}: thrown away")
 
-    def _check_disk(self, manifest: Manifest) -> None:
+    def _make_room(self, manifest: Manifest) -> None:
+        """Raises DiskFull when the files do not fit, with all that is unused gone."""
         here = {path.name: path.stat().st_size for path in self._partial.glob("*.part")}
         missing = {file.sha256: file for file in manifest.files if not self.blob(file.sha256).exists()}
         needed = sum(max(0, file.size_bytes - here.get(f"{file.sha256}.part", 0)) for file in missing.values())
         if not needed:
             return
-        self.collect_garbage()
+        self.collect_garbage(needed)
         self._blobs.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._blobs).free
+        if free < needed + DISK_RESERVE_BYTES:
+            with self._evicting:
+                free += self._evict(needed + DISK_RESERVE_BYTES - free)
         if free < needed + DISK_RESERVE_BYTES:
             raise DiskFull(
                 f"the disk is too full: {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free "
@@ -202,6 +236,9 @@ class Store:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.blob(file.sha256), target)
             folder.rename(self.model_dir(manifest))
+        except FileNotFoundError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise FetchFailed("a file of the model went away while it was checked out") from error
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -16,6 +16,7 @@ import structlog
 from agent.errors import AgentError
 from agent.operations import Operations
 from agent.reconcile import (
+    PATIENCE,
     Action,
     Cancel,
     Collect,
@@ -23,6 +24,7 @@ from agent.reconcile import (
     Fetch,
     Forget,
     Memory,
+    Patience,
     Probe,
     Start,
     Stop,
@@ -64,12 +66,14 @@ class Supervisor:
         records: Records,
         operations: Operations,
         desired: Callable[[], DesiredState | None],
+        patience: Patience = PATIENCE,
     ) -> None:
         self._runtimes = runtimes
         self._records = records
         self._operations = operations
         self._desired = desired
         """None before any state was accepted: until then nothing is touched."""
+        self._patience = patience
         self._units: dict[RuntimeKind, dict[str, Unit]] = {kind: {} for kind in runtimes}
         self._versions = dict.fromkeys(runtimes, 0)
         self._looked = {kind: asyncio.Event() for kind in runtimes}
@@ -152,6 +156,8 @@ class Supervisor:
                 units = await runtime.units()
             except AgentError as error:
                 log.debug("runtime.silent", runtime=kind.value, error=error.message)  # unknown is not gone
+            except Exception:
+                log.exception("runtime.look_failed", runtime=kind.value)  # one look less, not one agent less
             else:
                 if version == self._versions[kind]:
                     fresh = {unit.unit_id: unit for unit in units}
@@ -172,6 +178,9 @@ class Supervisor:
                             size = await self._runtimes[unit.runtime].memory_bytes(unit)
                         except AgentError:
                             continue  # shown as it was
+                        except Exception:
+                            log.exception("runtime.measure_failed", instance=unit.instance_id)
+                            continue
                         self._memory_bytes[unit.unit_id] = size
             live = {unit_id for units in self._units.values() for unit_id in units}
             self._memory_bytes = {key: size for key, size in self._memory_bytes.items() if key in live}
@@ -194,7 +203,7 @@ class Supervisor:
     def _step(self, now: float) -> None:
         if self._desired() is not None:
             units = [unit for units in self._units.values() for unit in units.values()]
-            for action in reconcile(self._wanted(), units, self._memories, now):
+            for action in reconcile(self._wanted(), units, self._memories, now, self._patience):
                 self._launch(action)
         self._publish()
         if self._first is None:
@@ -273,7 +282,7 @@ class Supervisor:
     def _view(self, instance_id: str, spec: InstanceSpec | None, units: list[Unit], now: float) -> ObservedInstance:
         current, others = split(spec, units)
         memory = self._memories.get(instance_id)
-        state, reason = state_of(spec, current, memory, now)
+        state, reason = state_of(spec, current, memory, now, self._patience)
         shown = current or (others[0] if others else None)
         record = self._records.get(instance_id)
         if self._since.get(instance_id, (None,))[0] is not state:

@@ -68,7 +68,7 @@ class DockerRuntime:
             return RuntimeInfo(kind=self.kind, version=version, images=tuple(sorted(tags - {"<none>:<none>"})))
 
         try:
-            return await self._call(look)
+            return await self._ask(look)
         except RuntimeUnavailable:
             return None
 
@@ -105,7 +105,7 @@ class DockerRuntime:
             stop.set()
 
     async def units(self) -> list[Unit]:
-        found = await self._call(
+        found = await self._ask(
             lambda client: client.api.containers(all=True, filters={"label": f"{_LABEL_HOME}={self._home.home_id}"})
         )
         units = []
@@ -137,17 +137,17 @@ class DockerRuntime:
             except docker.errors.APIError as error:
                 log.debug("docker.not_running", unit=unit.unit_id, error=_words(error))
 
-        await self._call(stop)
+        await self._ask(stop)
         deadline = time.monotonic() + grace_s
         while (  # noqa: ASYNC110 - the end is the daemon's to know
-            time.monotonic() < deadline and await self._call(lambda client: _is_running(client, unit.unit_id))
+            time.monotonic() < deadline and await self._ask(lambda client: _is_running(client, unit.unit_id))
         ):
             await asyncio.sleep(0.1)
         return await self.collect(unit)
 
     async def collect(self, unit: Unit) -> Ended:
         self._pids.pop(unit.unit_id, None)
-        return await self._call(lambda client: _collect(client, unit.unit_id))
+        return await self._ask(lambda client: _collect(client, unit.unit_id))
 
     async def tail(self, instance_id: str, lines: int) -> tuple[str, ...]:
         def read(client: Any) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class DockerRuntime:
             except docker.errors.NotFound:
                 return ()
 
-        return await self._call(read)
+        return await self._ask(read)
 
     async def memory_bytes(self, unit: Unit) -> int:
         def read(client: Any) -> int:
@@ -167,7 +167,7 @@ class DockerRuntime:
                     return 0
             return resident_bytes(self._pids[unit.unit_id])
 
-        return await self._call(read)
+        return await self._ask(read)
 
     async def close(self) -> None:
         for threads in (self._threads, self._pulling):
@@ -177,6 +177,13 @@ class DockerRuntime:
 
     def _name(self, instance_id: str) -> str:
         return f"stokehold-{self._home.home_id}-{instance_id}"
+
+    async def _ask(self, function: Callable[[Any], _Result]) -> _Result:
+        """`_call` for what can only fail because of the daemon itself."""
+        try:
+            return await self._call(function)
+        except docker.errors.APIError as error:
+            raise RuntimeUnavailable(f"the Docker daemon answers with an error: {_words(error)}") from error
 
     async def _call(self, function: Callable[[Any], _Result], threads: ThreadPoolExecutor | None = None) -> _Result:
         """`function(client)` in a thread. Raises RuntimeUnavailable when the daemon does not answer."""
@@ -201,6 +208,9 @@ class DockerRuntime:
     def _start(self, client: Any, spec: InstanceSpec, model_dir: Path) -> Unit:
         engine, name = spec.engine, self._name(spec.instance_id)
         argv, env = resolve(engine, host="0.0.0.0", port=engine.container_port, model_dir=_MODEL_DIR)
+        running = _running_unit(client, name, spec)
+        if running is not None:
+            return running
         _remove(client, name)  # what an interrupted start left
         try:
             container = client.containers.create(
@@ -235,15 +245,29 @@ class DockerRuntime:
         except docker.errors.APIError as error:
             _remove(client, container.id)  # a failed start leaves a container in state 'created'
             raise StartFailed(f"Docker could not start the container: {_words(error)}") from error
-        published = container.attrs["NetworkSettings"]["Ports"].get(f"{engine.container_port}/tcp") or []
-        return Unit(
-            instance_id=spec.instance_id,
-            spec_hash=spec.spec_hash,
-            runtime=self.kind,
-            unit_id=container.id[:12],
-            running=True,
-            port=int(published[0]["HostPort"]) if published else 0,
-        )
+        return _unit_of(container.attrs, spec)
+
+
+def _running_unit(client: Any, name: str, spec: InstanceSpec) -> Unit | None:
+    """The container that runs `spec` already: the daemon was silent when this agent looked."""
+    try:
+        attrs = client.api.inspect_container(name)
+    except docker.errors.APIError:
+        return None
+    fits = (attrs["Config"].get("Labels") or {}).get(_LABEL_HASH) == spec.spec_hash
+    return _unit_of(attrs, spec) if fits and attrs["State"]["Running"] else None
+
+
+def _unit_of(attrs: Any, spec: InstanceSpec) -> Unit:
+    published = (attrs["NetworkSettings"]["Ports"] or {}).get(f"{spec.engine.container_port}/tcp") or []
+    return Unit(
+        instance_id=spec.instance_id,
+        spec_hash=spec.spec_hash,
+        runtime=RuntimeKind.DOCKER,
+        unit_id=attrs["Id"][:12],
+        running=True,
+        port=int(published[0]["HostPort"]) if published else 0,
+    )
 
 
 def _device_requests(engine: EngineSpec) -> list[Any] | None:

@@ -177,7 +177,7 @@ class ProcessRuntime:
 
     def _signal(self, record: ProcessRecord, number: signal.Signals) -> None:
         """To the whole group, unless its id belongs to a stranger by now."""
-        if _born(record.pid) not in (record.born, ""):
+        if _born(record.pid) not in (record.born, "") or _of_another_boot(record.born):
             return
         try:  # with the leader gone the id is still the group's: the kernel gives it to nobody while a member lives
             os.killpg(record.pid, number)
@@ -282,6 +282,11 @@ def _born(pid: int) -> str:
         return ""
 
 
+def _of_another_boot(born: str) -> bool:
+    boot_id, colon, _ = born.partition(":")
+    return bool(colon) and boot_id != _boot_id()
+
+
 @functools.cache
 def _boot_id() -> str:
     try:
@@ -339,12 +344,12 @@ def resident_bytes(pid: int) -> int:
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return 0
     total = 0
     for member in family:
         try:
             total += member.memory_info().rss
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
     return total

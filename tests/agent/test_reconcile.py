@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.reconcile import (
-    KILL_AFTER_S,
     LONGEST_DELAY_S,
+    PATIENCE,
     RECHECK_EVERY_S,
     Action,
     Cancel,
@@ -18,6 +18,7 @@ from agent.reconcile import (
     Fetch,
     Forget,
     Memory,
+    Patience,
     Probe,
     Start,
     Stop,
@@ -25,6 +26,7 @@ from agent.reconcile import (
     after_cannot_run,
     after_exit,
     after_fetch,
+    after_fetch_failed,
     after_probe,
     after_start,
     delay_s,
@@ -219,7 +221,7 @@ def test_a_ready_engine_that_falls_silent_is_unhealthy_first_and_killed_later() 
     assert state_of(make_spec(), make_unit(), memory(14), NOW)[0] is InstanceState.READY
     assert state_of(make_spec(), make_unit(), memory(16), NOW)[0] is InstanceState.UNHEALTHY
     assert reconcile({"a": make_spec()}, [make_unit()], {"a": memory(16)}, NOW) == []
-    (action,) = reconcile({"a": make_spec()}, [make_unit()], {"a": memory(KILL_AFTER_S + 1)}, NOW)
+    (action,) = reconcile({"a": make_spec()}, [make_unit()], {"a": memory(PATIENCE.kill_after_s + 1)}, NOW)
     assert isinstance(action, Stop)
     assert action.failed
 
@@ -243,3 +245,24 @@ def test_what_cannot_run_here_is_looked_at_again_only_where_that_can_help() -> N
     assert reconcile(wanted, [], {"a": missing}, NOW + 60) == [Fetch(make_spec())]
     assert reconcile(wanted, [], {"a": damaged}, NOW + 1e6) == []
     assert reconcile({"a": make_spec(spec_hash="h2")}, [], {"a": damaged}, NOW) == [Fetch(make_spec(spec_hash="h2"))]
+
+
+def test_an_adopted_engine_that_dies_is_shown_as_backing_off_not_as_fetching() -> None:
+    dead = after_exit(remembered(make_spec(), None), "it ended with exit code unknown", NOW)
+    assert state_of(make_spec(), None, dead, NOW) == (InstanceState.BACKOFF, "it ended with exit code unknown")
+    assert state_of(make_spec(), make_unit(running=False), None, NOW)[0] is InstanceState.BACKOFF
+
+
+def test_a_fetch_that_failed_is_shown_as_fetching_with_its_reason_until_it_works() -> None:
+    failed = after_fetch_failed(Memory(spec_hash="h1", failures=3), "no connection", NOW)
+    assert state_of(make_spec(), None, failed, NOW) == (InstanceState.FETCHING, "no connection")
+    assert reconcile({"a": make_spec()}, [], {"a": failed}, NOW) == []
+    assert reconcile({"a": make_spec()}, [], {"a": failed}, failed.retry_at) == [Fetch(make_spec())]
+
+
+def test_how_long_silence_is_borne_can_be_set() -> None:
+    short = Patience(unhealthy_after_s=1, kill_after_s=2)
+    memory = Memory(spec_hash="h1", ready_since=NOW - 500, answered_at=NOW - 1.5, probed_at=NOW)
+    assert state_of(make_spec(), make_unit(), memory, NOW, short)[0] is InstanceState.UNHEALTHY
+    (action,) = reconcile({"a": make_spec()}, [make_unit()], {"a": memory}, NOW + 1, short)
+    assert isinstance(action, Stop)

@@ -1,0 +1,231 @@
+"""The store against a real TLS master: ranges, checks, room on the disk, and what must never be removed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from agent.download import MasterBlobs
+from agent.errors import CannotRun, CorruptBlob, DiskFull, FetchFailed
+from agent.home import AgentHome
+from agent.store import BlobStream, Store
+from tests.agent.conftest import manifest_of
+from tests.agent.master import TestMaster
+from wire.certs import load_signing_key
+from wire.manifest import Manifest, ManifestFile
+from wire.tokens import make_node_token
+
+pytestmark = pytest.mark.asyncio
+MIB = 2**20
+
+
+def ignore(share: float) -> None:
+    """No one looks at the progress."""
+
+
+@pytest_asyncio.fixture
+async def blobs(home: AgentHome) -> AsyncIterator[MasterBlobs]:
+    identity = home.identity()
+    assert identity is not None
+    key = load_signing_key(identity.signing_key_pem)
+    source = MasterBlobs(identity, lambda: make_node_token(key, identity.node_id, time.time()))
+    yield source
+    await source.close()
+
+
+@pytest.fixture
+def store(home: AgentHome, blobs: MasterBlobs) -> Store:
+    return Store(home.path, blobs)
+
+
+async def test_files_are_checked_out_as_links_to_verified_blobs(master: TestMaster, store: Store) -> None:
+    manifest = manifest_of(master, {"a.gguf": b"weights" * 1000, "sub/b.json": b"{}", "empty": b""})
+    folder = await store.fetch(manifest, ignore)
+    assert (folder / "sub" / "b.json").read_bytes() == b"{}"
+    assert (folder / "empty").read_bytes() == b""
+    (weights,) = [file for file in manifest.files if file.path == "a.gguf"]
+    assert (folder / "a.gguf").samefile(store.blob(weights.sha256))
+    assert store.blob(weights.sha256).stat().st_mode & 0o777 == 0o444
+    asked = len(master.blob_ranges)
+    assert await store.fetch(manifest, ignore) == folder
+    assert len(master.blob_ranges) == asked, "what is here is not asked for again"
+
+
+async def test_a_download_that_breaks_off_goes_on_where_it_ended(master: TestMaster, store: Store) -> None:
+    data = os.urandom(3 * MIB)
+    manifest = manifest_of(master, {"m": data})
+    master.break_after_bytes = MIB
+    with pytest.raises(FetchFailed):
+        await store.fetch(manifest, ignore)
+    assert not store.has(manifest)
+    there = store.part(manifest.files[0].sha256).stat().st_size
+    assert 0 < there <= MIB
+    folder = await store.fetch(manifest, ignore)
+    assert (folder / "m").read_bytes() == data
+    assert master.blob_ranges == ["", f"bytes={there}-"]
+
+
+async def test_a_part_longer_than_the_file_is_thrown_away(master: TestMaster, store: Store) -> None:
+    manifest = manifest_of(master, {"m": b"right"})
+    part = store.part(manifest.files[0].sha256)
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"wrong and too long")
+    assert (await store.fetch(manifest, ignore) / "m").read_bytes() == b"right"
+
+
+@pytest.mark.parametrize("sent", [b"wrong", b"right and more", b"rig"])
+async def test_a_blob_with_other_bytes_is_never_checked_out(master: TestMaster, store: Store, sent: bytes) -> None:
+    manifest = manifest_of(master, {"m": b"right"})
+    sha256 = manifest.files[0].sha256
+    master.blobs[sha256] = sent
+    with pytest.raises(CorruptBlob):
+        await store.fetch(manifest, ignore)
+    assert not store.has(manifest)
+    assert not store.blob(sha256).exists()
+    master.blobs[sha256] = b"right"
+    assert (await store.fetch(manifest, ignore) / "m").read_bytes() == b"right", "and it heals"
+
+
+async def test_a_part_damaged_on_disk_is_found_out_and_fetched_anew(master: TestMaster, store: Store) -> None:
+    manifest = manifest_of(master, {"m": b"0123456789"})
+    part = store.part(manifest.files[0].sha256)
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"xxxx")
+    with pytest.raises(CorruptBlob):
+        await store.fetch(manifest, ignore)
+    assert (await store.fetch(manifest, ignore) / "m").read_bytes() == b"0123456789"
+
+
+async def test_a_blob_that_the_master_does_not_have_is_named(master: TestMaster, store: Store) -> None:
+    manifest = Manifest(files=(ManifestFile(path="m.gguf", size_bytes=3, sha256="0" * 64),))
+    with pytest.raises(FetchFailed, match=r"the master does not have m\.gguf"):
+        await store.fetch(manifest, ignore)
+
+
+async def test_a_master_that_is_away_is_a_failure_to_be_tried_again(master: TestMaster, store: Store) -> None:
+    manifest = manifest_of(master, {"m": b"x"})
+    await master.stop()
+    with pytest.raises(FetchFailed, match="could not be fetched from the master"):
+        await store.fetch(manifest, ignore)
+    await master.start()
+    await store.fetch(manifest, ignore)
+
+
+async def test_a_manifest_that_leaves_its_folder_is_refused(store: Store) -> None:
+    manifest = Manifest(files=(ManifestFile(path="../evil", size_bytes=1, sha256="0" * 64),))
+    with pytest.raises(CannotRun, match="damaged"):
+        await store.fetch(manifest, ignore)
+
+
+async def test_a_disk_that_is_too_small_is_said_before_a_byte_is_fetched(master: TestMaster, store: Store) -> None:
+    manifest = Manifest(files=(ManifestFile(path="m", size_bytes=10**15, sha256="0" * 64),))
+    with pytest.raises(DiskFull) as caught:
+        await store.fetch(manifest, ignore)
+    assert "the disk is too full: 953,674,316 MiB are needed" in caught.value.message
+    assert "Free space" in caught.value.remedy
+    assert master.blob_ranges == []
+
+
+class FillingDisk:
+    """A source whose bytes end in what the kernel says when the disk is full."""
+
+    offset = 0
+
+    @asynccontextmanager
+    async def open(self, file: ManifestFile, offset: int) -> AsyncIterator[BlobStream]:
+        yield self
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        yield b"x"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_disk_that_becomes_full_meanwhile_is_not_called_a_failure_of_the_master(folder: Path) -> None:
+    store = Store(folder, FillingDisk())
+    with pytest.raises(DiskFull, match="became full while m was fetched"):
+        await store.fetch(Manifest(files=(ManifestFile(path="m", size_bytes=9, sha256="0" * 64),)), ignore)
+
+
+async def test_two_fetches_of_one_blob_at_once_share_one_download(master: TestMaster, store: Store) -> None:
+    data = os.urandom(MIB)
+    one = manifest_of(master, {"m": data})
+    other = manifest_of(master, {"m": data, "config.json": b"{}"})
+    folders = await asyncio.gather(*(store.fetch(manifest, ignore) for manifest in (one, other, one)))
+    assert all((folder / "m").read_bytes() == data for folder in folders)
+    assert len(master.blob_ranges) == 2
+
+
+async def test_a_cancelled_fetch_leaves_the_rest_to_the_next(master: TestMaster, store: Store) -> None:
+    manifest = manifest_of(master, {"m": os.urandom(2 * MIB)})
+    fetch = asyncio.create_task(store.fetch(manifest, ignore))
+    while not store.part(manifest.files[0].sha256).exists() and not fetch.done():
+        await asyncio.sleep(0)
+    fetch.cancel()
+    await asyncio.gather(fetch, return_exceptions=True)
+    await store.fetch(manifest, ignore)
+    assert store.has(manifest)
+
+
+async def test_progress_ends_at_all_of_it_only_when_all_is_there(master: TestMaster, store: Store) -> None:
+    shares: list[float] = []
+    await store.fetch(manifest_of(master, {"m": os.urandom(MIB)}), shares.append)
+    assert shares
+    assert all(0 <= share <= 1 for share in shares)
+
+
+async def test_over_the_quota_the_longest_unused_goes_and_what_is_in_use_stays(
+    master: TestMaster, home: AgentHome, blobs: MasterBlobs
+) -> None:
+    store = Store(home.path, blobs, quota_bytes=3 * MIB)
+    old, used, new, newest = (manifest_of(master, {"m": os.urandom(MIB)}) for _ in range(4))
+    for age, manifest in enumerate((newest, new, old)):
+        await store.fetch(manifest, ignore)
+        os.utime(store.blob(manifest.files[0].sha256), (1000 - age, 1000 - age))
+    store.in_use = lambda: [old]
+    await store.fetch(used, ignore)  # makes room for itself
+    assert store.has(old), "the oldest, but in use"
+    assert store.has(used)
+    assert not store.blob(new.files[0].sha256).exists()
+    assert store.blob(newest.files[0].sha256).exists()
+    assert store.collect_garbage() == 0
+
+
+async def test_garbage_collection_never_touches_what_is_being_fetched(
+    master: TestMaster, home: AgentHome, blobs: MasterBlobs
+) -> None:
+    store = Store(home.path, blobs, quota_bytes=0)
+    manifest = manifest_of(master, {f"part-{number}": os.urandom(MIB // 4) for number in range(4)})
+    fetch = asyncio.create_task(store.fetch(manifest, ignore))
+    while not fetch.done():
+        store.collect_garbage()
+        await asyncio.sleep(0.001)
+    assert (await fetch / "part-3").exists()
+    store.in_use = lambda: [manifest]
+    assert store.collect_garbage() == 0
+    assert store.has(manifest)
+    store.in_use = lambda: ()
+    assert store.collect_garbage() == MIB
+    assert not store.has(manifest)
+
+
+async def test_what_was_in_use_until_now_goes_last(master: TestMaster, home: AgentHome, blobs: MasterBlobs) -> None:
+    store = Store(home.path, blobs, quota_bytes=MIB)
+    first, second = (manifest_of(master, {"m": os.urandom(MIB)}) for _ in range(2))
+    store.in_use = lambda: [first, second]
+    await store.fetch(first, ignore)
+    await store.fetch(second, ignore)
+    for age, manifest in enumerate((second, first)):
+        os.utime(store.blob(manifest.files[0].sha256), (1000 - age, 1000 - age))
+    store.mark_used(first)
+    store.in_use = lambda: ()
+    assert store.collect_garbage() == MIB
+    assert store.blob(first.files[0].sha256).exists()
+    assert not store.blob(second.files[0].sha256).exists()
