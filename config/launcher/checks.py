@@ -20,6 +20,7 @@ def check_home(home: Home) -> None:
     """The home folder can be made and written to."""
     try:
         home.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # the database lies in it
+        (home.path / "static").mkdir(exist_ok=True)  # empty: assets are served from the source, but it is looked for
         probe = home.path / ".writable"
         probe.touch()
         probe.unlink()
