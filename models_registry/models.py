@@ -6,7 +6,7 @@ from django.core.validators import RegexValidator
 from django.db import models
 
 NAME = RegexValidator(
-    r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,119}$",
+    r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,119}\Z",
     "Letters, digits, '.', '_', '-' and '/', at most 120, first a letter or digit.",
 )
 
@@ -41,7 +41,7 @@ class ModelVersion(models.Model):
     """One manifest of files. Immutable once READY."""
 
     model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="versions")
-    version = models.CharField(max_length=40, validators=[RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")])
+    version = models.CharField(max_length=40, validators=[RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")])
     state = models.CharField(max_length=10, choices=VersionState, default=VersionState.IMPORTING)
     progress = models.FloatField(default=0, help_text="Share of bytes taken in, 0 to 1.")
     error = models.TextField(blank=True)
@@ -68,3 +68,21 @@ class ModelVersion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model.name}:{self.version}"
+
+
+class ImportJob(models.Model):
+    """An import under way: what a worker needs to do it, or to do it again when another one was lost.
+
+    `started_at` is None while it waits for a worker. Whether the worker that has it lives, `Store.import_lock` tells.
+    """
+
+    version = models.OneToOneField(ModelVersion, primary_key=True, on_delete=models.CASCADE, related_name="job")
+    path = models.TextField()
+    link = models.BooleanField(default=False)
+    upload = models.BooleanField(default=False)  # `path` is a kept upload: it goes with the job
+    attempts = models.PositiveSmallIntegerField(default=0)
+    queued_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"import of {self.version}"

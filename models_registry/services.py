@@ -8,28 +8,26 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from django.conf import settings
-from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
-from django.db.models import ProtectedError
-from kombu.exceptions import OperationalError
+from django.db import InterfaceError, OperationalError, transaction
+from django.db.models import F, ProtectedError
+from kombu.exceptions import OperationalError as BrokerError
 
-from models_registry.errors import BadSource, InvalidName, NotReady, RegistryError, VersionInUse, VersionTaken
-from models_registry.inspect import ModelFacts, inspect
-from models_registry.models import Model, ModelVersion, VersionState
-from models_registry.store import Progress, Staged, Store, scan
+from models_registry.errors import NotReady, RegistryError, VersionInUse
+from models_registry.models import ImportJob, Model, ModelVersion, VersionState
+from models_registry.scan import scan
+from models_registry.sources import check_name, checked_source, own_paths
+from models_registry.store import Progress
+from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
 from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
 
 IMPORT_DEADLINE = dt.timedelta(hours=12)
 """An import that is still not done after this is called failed; the broker's visibility timeout is as long."""
+QUEUED_AT_MOST = dt.timedelta(minutes=10)
+"""An import that no worker took in this time is queued once more: the broker may have lost it."""
+MAX_ATTEMPTS = 3
 _PROGRESS_EVERY_S = 0.5
-
-
-def store() -> Store:
-    """This installation's store."""
-    return Store(Path(settings.MODEL_STORE_DIR))
 
 
 def import_path(
@@ -49,13 +47,14 @@ def import_path(
 
     Raises BadSource, DamagedModel, NoSpace, InvalidName, VersionTaken.
     """
-    path = _checked_request(name, path, version)
-    with store().stage(path, link=link, progress=progress) as staged:
-        facts = _inspect(staged)
+    check_name(name, version)
+    path = checked_source(path)
+    with store().stage(path, link=link, protected=own_paths(), progress=progress) as staged:
+        facts = inspect_staged(staged)
         with store().lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
-            row = _ready_twin(model, staged) or _new_row(model, version, source=source or str(path), now=now)
-            _publish(row, staged, facts)
+            row = ready_twin(model, staged) or new_row(model, version, source=source or str(path), now=now)
+            publish(row, staged, facts)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
     return row
 
@@ -73,46 +72,48 @@ def start_import(
 
     What can be said at once is: raises BadSource, InvalidName, VersionTaken.
     """
-    path = _checked_request(name, path, version)
-    scan(path)
-    with transaction.atomic():
-        model, _ = Model.objects.get_or_create(name=name)
-        row = _new_row(model, version, source=source or str(path), now=now)
-        transaction.on_commit(lambda: _enqueue(row, path, link))
-    log.info("model.import_started", model=str(row), source=row.source)
-    return row
+    check_name(name, version)
+    path = checked_source(path)
+    scan(path, own_paths())
+    job = ImportJob(path=str(path), link=link, queued_at=now)
+    return _start(name, version, job, source=source or str(path))
 
 
 def start_upload(
     name: str, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
-    _checked_name(name, version)
+    check_name(name, version)
     kept = store().keep_upload(temporary, file_name)
+    job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
-        return start_import(name, kept, version=version, link=True, source=f"upload of {file_name}"[:500], now=now)
+        return _start(name, version, job, source=f"upload of {file_name}")
     except Exception:
         store().drop_upload(kept)
         raise
 
 
-def finish_import(version_id: int, path: Path, *, link: bool) -> VersionState | None:
+def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
     """The worker's part of `start_import`; calling it again, or after a killed worker, is harmless.
 
-    Returns the state it ended in, None when the row is gone.
+    Returns the state it ended in, None when the row is gone. IMPORTING: another worker is at it.
     """
-    row = ModelVersion.objects.select_related("model").filter(pk=version_id).first()
-    if row is None or row.state != VersionState.IMPORTING:
-        store().drop_upload(path)
-        return VersionState(row.state) if row else None
-    try:
-        with store().stage(path, link=link, progress=_row_progress(row.pk)) as staged:
-            facts = _inspect(staged)
-            with store().lock(), transaction.atomic():
-                _publish_importing(row, staged, facts)
-    except (RegistryError, OSError) as error:
-        return fail_import(row, error)
-    store().drop_upload(path)
+    with store().import_lock(str(version_id)) as mine:
+        row = ModelVersion.objects.select_related("model", "job").filter(pk=version_id).first()
+        if row is None or row.state != VersionState.IMPORTING or not mine:
+            return VersionState(row.state) if row else None
+        if row.job.attempts >= MAX_ATTEMPTS:
+            return fail_import(row, _lost(row.job))
+        ImportJob.objects.filter(pk=version_id).update(attempts=F("attempts") + 1, started_at=now)
+        try:
+            _take_in(row, row.job)
+        except (OperationalError, InterfaceError):  # of the database: nothing can be noted; `heal_imports` comes back
+            raise
+        except Exception as error:
+            if not isinstance(error, RegistryError):
+                log.exception("model.import_broke_off", model=str(row))
+            return fail_import(row, error)
+        _forget(row.job)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
     return VersionState.READY
 
@@ -121,17 +122,47 @@ def fail_import(row: ModelVersion, error: Exception) -> VersionState:
     """Mark an import as failed, in words; an import that became READY meanwhile stays so."""
     text = f"{error.message} {error.remedy}" if isinstance(error, RegistryError) else f"The import broke off: {error}."
     importing = ModelVersion.objects.filter(pk=row.pk, state=VersionState.IMPORTING)
-    importing.update(state=VersionState.FAILED, error=text)
+    importing.update(state=VersionState.FAILED, error=text.replace("\0", ""))
+    for job in ImportJob.objects.filter(pk=row.pk):
+        _forget(job)
     log.warning("model.import_failed", model=str(row), error=text)
     return VersionState.FAILED
 
 
+def heal_imports(now: dt.datetime) -> int:
+    """Start imports again whose worker is gone, or whose task never came to one. How many were started.
+
+    A worker holds a lock while it imports, which ends with its process: the broker would hand its task to another
+    worker only after the visibility timeout, hours later. After MAX_ATTEMPTS an import is called failed.
+    """
+    started = 0
+    for job in ImportJob.objects.select_related("version__model").filter(version__state=VersionState.IMPORTING):
+        if not _is_orphaned(job, now):
+            continue
+        if job.attempts >= MAX_ATTEMPTS:
+            fail_import(job.version, _lost(job))
+            continue
+        same = ImportJob.objects.filter(pk=job.pk, queued_at=job.queued_at, started_at=job.started_at)
+        if same.update(queued_at=now, started_at=None):
+            log.warning("model.import_restarted", model=str(job.version), attempts=job.attempts)
+            _enqueue(job.version)
+            started += 1
+    return started
+
+
 def expire_imports(now: dt.datetime) -> int:
-    """Call imports failed that no worker has finished in IMPORT_DEADLINE."""
-    return ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE).update(
-        state=VersionState.FAILED,
-        error="The import did not end in 12 hours: no worker was running, or it was lost. Import the model again.",
-    )
+    """Call imports failed that are not done in IMPORT_DEADLINE."""
+    late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
+    rows = list(late.select_related("model"))
+    for row in rows:
+        fail_import(
+            row,
+            RegistryError(
+                "The import did not end in 12 hours: no worker was running, or the source is too slow.",
+                remedy="Start the worker, then import the model again.",
+            ),
+        )
+    return len(rows)
 
 
 def delete_version(version: ModelVersion) -> None:
@@ -143,6 +174,7 @@ def delete_version(version: ModelVersion) -> None:
     if version.state == VersionState.IMPORTING:
         raise NotReady(f"{label} is being imported.", remedy="Wait until the import is done, then delete it.")
     with transaction.atomic():
+        list(ModelVersion.objects.select_for_update().filter(pk=version.pk))  # a revision of it waits for us now
         if users := _live_users(version):
             raise VersionInUse(f"{label} is used by {', '.join(users)}.")
         model = version.model
@@ -164,7 +196,9 @@ def clean_store() -> int:
     store_ = store()
     store_.clean_leftovers()
     with store_.lock():
-        return store_.delete_unreferenced(_digests_in_use())
+        manifests = dict(ModelVersion.objects.exclude(digest="").values_list("digest", "manifest"))
+        blobs = {file["sha256"] for manifest in manifests.values() for file in manifest.get("files", ())}
+        return store_.delete_unreferenced(manifests, blobs)
 
 
 def delete_model(model: Model) -> None:
@@ -189,115 +223,55 @@ def verify_version(version: ModelVersion) -> list[str]:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _checked_request(name: str, path: Path, version: str | None) -> Path:
-    _checked_name(name, version)
-    try:
-        real = Path(path).resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise BadSource(f"{path} does not exist on the master's machine, or cannot be read.") from error
-    home = Path(settings.HOME.path).resolve()
-    uploads = Path(settings.MODEL_STORE_DIR).resolve() / "uploads"
-    if home.is_relative_to(real) or (real.is_relative_to(home) and not real.is_relative_to(uploads)):
-        raise BadSource(
-            f"{path} holds, or is part of, this installation's own home folder.",
-            remedy="Give a folder that holds the model's files only.",
-        )
-    return Path(path).absolute()
-
-
-def _checked_name(name: str, version: str | None) -> None:
-    try:
-        Model._meta.get_field("name").clean(name, None)
-        if version is not None:
-            ModelVersion._meta.get_field("version").clean(version, None)
-    except ValidationError as error:
-        raise InvalidName(" ".join(error.messages)) from error
-
-
-def _inspect(staged: Staged) -> ModelFacts:
-    return inspect(staged.folder, [file.path for file in staged.manifest.files])
-
-
-def _enqueue(row: ModelVersion, path: Path, link: bool) -> None:
-    from models_registry.tasks import import_version  # tasks call services: this is the one way back
-
-    try:
-        import_version.delay(row.pk, str(path), link)
-    except OperationalError as error:
-        fail_import(row, RegistryError(f"No worker can be reached: {error}.", remedy="Start Valkey, then try again."))
-
-
-def _ready_twin(model: Model, staged: Staged) -> ModelVersion | None:
-    return model.versions.filter(state=VersionState.READY, digest=staged.manifest.digest).first()
-
-
-def _new_row(model: Model, version: str | None, *, source: str, now: dt.datetime) -> ModelVersion:
-    if version is None:
-        numbers = [int(text) for text in model.versions.values_list("version", flat=True) if text.isdecimal()]
-        version = str(max(numbers, default=0) + 1)
-    _free_version(model, version)
-    row = ModelVersion(model=model, version=version, source=source[:500])
-    try:
-        with transaction.atomic():
-            row.save(force_insert=True)
-    except IntegrityError as error:
-        raise VersionTaken(f"{row} is being imported by somebody else.") from error
-    ModelVersion.objects.filter(pk=row.pk).update(created_at=now)
-    row.created_at = now
+def _start(name: str, version: str | None, job: ImportJob, *, source: str) -> ModelVersion:
+    with transaction.atomic():
+        model, _ = Model.objects.get_or_create(name=name)
+        row = new_row(model, version, source=source, now=job.queued_at)
+        job.version = row
+        job.save(force_insert=True)
+        transaction.on_commit(lambda: _enqueue(row))
+    log.info("model.import_started", model=str(row), source=row.source)
     return row
 
 
-def _free_version(model: Model, version: str) -> None:
-    """Make way for a version: a failed attempt of that name is forgotten, anything else keeps it."""
-    taken = model.versions.filter(version=version).first()
-    if taken is None:
-        return
-    if taken.state == VersionState.READY:
-        raise VersionTaken(f"There is a version {taken} with other files already.")
-    if taken.state == VersionState.IMPORTING:
-        raise VersionTaken(f"{taken} is being imported.", remedy="Wait until it is done, or give another version.")
-    taken.delete()
+def _enqueue(row: ModelVersion) -> None:
+    from models_registry.tasks import import_version  # tasks call services: this is the one way back
+
+    try:
+        import_version.delay(row.pk)
+    except BrokerError as error:
+        fail_import(row, RegistryError(f"No worker can be reached: {error}.", remedy="Start Valkey, then try again."))
 
 
-def _publish(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
-    """Files in place, row READY: called with the store's lock held, in a transaction. Repeating it repairs."""
-    store().publish(staged)
-    _describe(row, staged.manifest, facts)
-    row.save()
+def _take_in(row: ModelVersion, job: ImportJob) -> None:
+    """Files into the store, row READY. Paths are checked again: a link may lead elsewhere since the request."""
+    path = Path(job.path) if job.upload else checked_source(Path(job.path))
+    protected = () if job.upload else own_paths()
+    with store().stage(path, link=job.link, protected=protected, progress=_row_progress(row.pk)) as staged:
+        facts = inspect_staged(staged)
+        with store().lock(), transaction.atomic():
+            publish_importing(row, staged, facts)
 
 
-def _publish_importing(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
-    row.refresh_from_db()
-    if row.state != VersionState.IMPORTING:
-        raise RegistryError(f"The import of {row} was ended meanwhile.")
-    if twin := _ready_twin(row.model, staged):
-        raise VersionTaken(f"The same files are here already, as {twin}.", remedy="Use that version.")
-    _publish(row, staged, facts)
+def _is_orphaned(job: ImportJob, now: dt.datetime) -> bool:
+    """Whether no worker has it any more, or none got it in time."""
+    if job.started_at is None:
+        return now - job.queued_at >= QUEUED_AT_MOST
+    with store().import_lock(str(job.pk)) as mine:
+        return mine
 
 
-def _describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
-    row.state, row.progress, row.error = VersionState.READY, 1.0, ""
-    row.manifest = msgspec.to_builtins(manifest)
-    row.digest, row.size_bytes = manifest.digest, manifest.size_bytes
-    for name in (
-        "format",
-        "architecture",
-        "parameter_count",
-        "context_tokens",
-        "layers",
-        "hidden_size",
-        "heads",
-        "kv_heads",
-        "head_dim",
-        "quantization",
-    ):
-        setattr(row, name, getattr(facts, name))
-    row.metadata = {
-        **facts.more,
-        "entry": facts.entry,
-        "tensor_bytes": facts.tensor_bytes,
-        "chat_template": facts.chat_template,
-    }
+def _lost(job: ImportJob) -> RegistryError:
+    return RegistryError(
+        f"The worker was killed during each of {job.attempts} attempts: most likely it ran out of memory.",
+        remedy="Look into the worker's log, give it more memory, then import the model again.",
+    )
+
+
+def _forget(job: ImportJob) -> None:
+    ImportJob.objects.filter(pk=job.pk).delete()
+    if job.upload:
+        store().drop_upload(Path(job.path))
 
 
 def _row_progress(version_id: int) -> Progress:
@@ -317,7 +291,3 @@ def _live_users(version: ModelVersion) -> list[str]:
     """Names of deployments, not deleted, with a revision of this version."""
     live = version.revisions.filter(deployment__deleted_at__isnull=True)
     return sorted(set(live.values_list("deployment__name", flat=True)))
-
-
-def _digests_in_use() -> set[str]:
-    return set(ModelVersion.objects.exclude(digest="").values_list("digest", flat=True))

@@ -4,6 +4,7 @@
     versions/<digest>/...        checkout of a manifest: hard links to blobs
     manifests/<digest>.json      which blobs a checkout needs
     staging/<random>/            one import under way; a lock is held on it as long as its process lives
+    imports/<id>.lock            held by the worker that does an import, as long as its process lives
     uploads/<random>/            files sent by people, waiting for their import
 
 Everything appears in place by a rename on one file system: a version is there whole, or not at all.
@@ -11,6 +12,7 @@ Everything appears in place by a rename on one file system: a version is there w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,7 +20,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ import msgspec
 import structlog
 
 from models_registry.errors import BadSource, NoSpace
+from models_registry.scan import SourceFile, scan
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest, check_path
 
@@ -39,19 +42,7 @@ CHUNK_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
 """Left free on the file system by an import."""
 _UPLOAD_LIFETIME_S = 24 * 3600.0
-_MAX_FILES = 20_000
-_SKIPPED_FOLDERS = frozenset({".cache", ".git"})  # of download tools, never part of a model
-_SKIPPED_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store"})
 _LOCK_NAME = ".lock"
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A regular file to take in. `path` is relative to the version's folder."""
-
-    path: str
-    source: Path
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -60,69 +51,6 @@ class Staged:
 
     folder: Path  # the checkout as it will be
     manifest: Manifest
-
-
-def scan(source: Path) -> tuple[SourceFile, ...]:
-    """Regular files of a file or folder, sorted by path.
-
-    Hidden leavings of download tools (`.cache`, `.git`) are left out. A link to a file inside the folder counts as
-    that file. Raises BadSource: nothing there, empty, unreadable, a special file, an unsafe name, a link that leaves.
-    """
-    try:
-        root = source.resolve(strict=True)
-        if root.is_file():
-            return (_checked_file(root, root.parent, source.name),)
-        if not root.is_dir():
-            raise BadSource(f"{source} is neither a file nor a folder.")
-        files = sorted(_walk(root), key=lambda file: file.path)
-    except FileNotFoundError as error:
-        raise BadSource(f"{error.filename or source} does not exist on the master's machine.") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise BadSource(f"{source} cannot be read: {error}.") from error
-    if not files:
-        raise BadSource(f"The folder {source} holds no files.")
-    return tuple(files)
-
-
-def _walk(root: Path) -> Iterator[SourceFile]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    count = 0
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
-        for name in folders:
-            if (Path(folder) / name).is_symlink():
-                raise BadSource(
-                    f"{Path(folder) / name} is a link to a folder.", remedy="Copy it whole first: cp -rL FOLDER COPY"
-                )
-        for name in names:
-            if name in _SKIPPED_FILES:
-                continue
-            count += 1
-            if count > _MAX_FILES:
-                raise BadSource(f"{root} holds more than {_MAX_FILES} files: is this a model's folder?")
-            path = Path(folder) / name
-            yield _checked_file(path, root, path.relative_to(root).as_posix())
-
-
-def _checked_file(path: Path, root: Path, relative: str) -> SourceFile:
-    try:
-        check_path(relative)
-        relative.encode()
-    except (BadMessage, UnicodeEncodeError) as error:
-        raise BadSource(
-            f"The file name {relative!r} is not safe.", remedy="Rename the file, then try again."
-        ) from error
-    real = path.resolve(strict=True)
-    if not real.is_relative_to(root):
-        raise BadSource(
-            f"{relative} is a link that leaves the folder.", remedy="Copy it whole first: cp -rL FOLDER COPY"
-        )
-    status = real.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise BadSource(f"{relative} is no regular file.", remedy="Remove it from the folder, then try again.")
-    return SourceFile(path=relative, source=real, size_bytes=status.st_size)
 
 
 class Store:
@@ -151,13 +79,38 @@ class Store:
             yield
 
     @contextmanager
-    def stage(self, source: Path, *, link: bool = False, progress: Progress | None = None) -> Iterator[Staged]:
+    def import_lock(self, name: str) -> Iterator[bool]:
+        """Whether this process may do import `name`: False while another, living process has it."""
+        path = self.root / "imports" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except (BlockingIOError, FileNotFoundError):  # the latter: its holder ended it just now
+                mine = False
+            try:
+                yield mine
+            finally:
+                if mine:
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def stage(
+        self,
+        source: Path,
+        *,
+        link: bool = False,
+        protected: Sequence[Path] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[Staged]:
         """Copy (or hard-link) and hash the files of `source`; they are gone again at the end, unless published.
 
         With `link`, files on the store's file system are hard-linked: no second copy, but whoever changes the source
-        in place afterwards changes the model. Raises BadSource, NoSpace.
+        in place afterwards changes the model. Nothing of `protected` (resolved paths) is taken. Raises BadSource,
+        NoSpace.
         """
-        files = scan(source)
+        files = scan(source, protected)
         self.clean_leftovers()
         self._check_space(source, files, link=link)
         folder = self._staging / uuid.uuid4().hex
@@ -166,7 +119,7 @@ class Store:
         try:
             with (folder / _LOCK_NAME).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                taken = self._take_in(files, checkout, link=link, progress=progress or (lambda share: None))
+                taken = self._taken(files, checkout, link=link, progress=progress or (lambda share: None))
                 yield Staged(folder=checkout, manifest=check_manifest(Manifest(files=taken)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -201,8 +154,11 @@ class Store:
             if not _matches(self.blob_path(file.sha256), file) or not _same_file(checkout / file.path, file, self)
         ]
 
-    def delete_unreferenced(self, digests_in_use: Iterable[str]) -> int:
-        """Remove versions not in use, and blobs that no version needs. Call it with the lock held; bytes freed."""
+    def delete_unreferenced(self, digests_in_use: Iterable[str], blobs_in_use: Iterable[str] = ()) -> int:
+        """Remove versions not in use, and blobs that no version needs. Call it with the lock held; bytes freed.
+
+        `blobs_in_use` stay also when the manifest that needs them was lost.
+        """
         used = set(digests_in_use)
         freed_bytes = 0
         for manifest_path in self._manifests.glob("*.json"):
@@ -212,7 +168,7 @@ class Store:
         for checkout in (self.root / "versions").glob("*"):
             if checkout.name not in used:
                 shutil.rmtree(checkout, ignore_errors=True)
-        needed = {file.sha256 for digest in used for file in self._manifest_files(digest)}
+        needed = {file.sha256 for digest in used for file in self._manifest_files(digest)} | set(blobs_in_use)
         for blob in (self.root / "blobs" / "sha256").glob("*/*"):
             if blob.name not in needed:
                 freed_bytes += blob.stat().st_size
@@ -226,7 +182,7 @@ class Store:
             if _is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 log.info("store.leftover_removed", folder=folder.name)
-        for folder in self._uploads.glob("*"):
+        for folder in (*self._uploads.glob("*"), *self.root.glob(".upload-*")):
             with suppress(FileNotFoundError):  # another process cleans as well
                 if time.time() - folder.stat().st_mtime > _UPLOAD_LIFETIME_S:
                     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -254,6 +210,16 @@ class Store:
         """Remove a kept upload with its folder; any other path is left alone."""
         if path.parent.parent == self._uploads:
             shutil.rmtree(path.parent, ignore_errors=True)
+
+    def _taken(
+        self, files: tuple[SourceFile, ...], checkout: Path, *, link: bool, progress: Progress
+    ) -> tuple[ManifestFile, ...]:
+        try:
+            return self._take_in(files, checkout, link=link, progress=progress)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(f"The disk of {self.root} became full while the files were copied.") from error
+            raise BadSource(f"The files could not be read to their end: {error}.") from error
 
     def _take_in(
         self, files: tuple[SourceFile, ...], checkout: Path, *, link: bool, progress: Progress

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from celery import shared_task
 from celery.schedules import crontab
 from django.utils import timezone
@@ -12,10 +10,15 @@ from models_registry import services
 
 
 @shared_task(name="models_registry.import_version")
-def import_version(version_id: int, path: str, link: bool) -> str:
+def import_version(version_id: int) -> str:
     """Safe to be delivered again: it starts over, and does nothing when the version is there."""
-    state = services.finish_import(version_id, Path(path), link=link)
+    state = services.finish_import(version_id, timezone.now())
     return state.value if state else "gone"
+
+
+@shared_task(name="models_registry.heal_imports", ignore_result=True)
+def heal_imports() -> None:
+    services.heal_imports(timezone.now())
 
 
 @shared_task(name="models_registry.expire_imports", ignore_result=True)
@@ -29,6 +32,7 @@ def clean_store() -> None:
 
 
 BEAT = {
+    "models-heal-imports": {"task": "models_registry.heal_imports", "schedule": 15.0},
     "models-expire-imports": {"task": "models_registry.expire_imports", "schedule": 900.0},
     "models-clean-store": {"task": "models_registry.clean_store", "schedule": crontab(hour=3, minute=40)},
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from models_registry.errors import DamagedModel
 from models_registry.inspect.facts import ModelFacts
 from models_registry.inspect.gguf import inspect_gguf
 from models_registry.inspect.safetensors import inspect_safetensors
 from models_registry.models import Format
 
 __all__ = ["ModelFacts", "inspect"]
+_MOST = 2**60  # no model comes near; a database keeps 2**63 - 1
 
 
 def inspect(root: Path, paths: Iterable[str]) -> ModelFacts:
@@ -18,7 +20,13 @@ def inspect(root: Path, paths: Iterable[str]) -> ModelFacts:
 
     GGUF files win over safetensors when a folder has both. Raises DamagedModel, BadSource (several models in one).
     """
-    names = list(paths)
+    facts = _read(root, list(paths))
+    if max(facts.parameter_count or 0, facts.tensor_bytes) > _MOST:
+        raise DamagedModel(f"{facts.entry or 'The model'} claims {facts.parameter_count} parameters.")
+    return facts
+
+
+def _read(root: Path, names: list[str]) -> ModelFacts:
     gguf = [name for name in names if name.lower().endswith(".gguf")]
     if gguf:
         return inspect_gguf(root, gguf)

@@ -66,6 +66,8 @@ def _value(value: Any) -> bytes:
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
         return struct.pack("<II", 4, value)
+    if isinstance(value, bytes):
+        return struct.pack("<IQ", 8, len(value)) + value
     if isinstance(value, str):
         return struct.pack("<I", 8) + _text(value)
     items = b"".join(_value(item)[4:] for item in value)

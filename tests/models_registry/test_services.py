@@ -139,8 +139,8 @@ def test_a_task_delivered_again_changes_nothing(tmp_path, django_capture_on_comm
     path = write_gguf(tmp_path)
     with django_capture_on_commit_callbacks(execute=True):
         version = services.start_import("tiny", path, now=NOW)
-    assert tasks.import_version(version.pk, str(path), False) == "ready"
-    assert tasks.import_version(version.pk + 1, str(path), False) == "gone"
+    assert tasks.import_version(version.pk) == "ready"
+    assert tasks.import_version(version.pk + 1) == "gone"
     assert ModelVersion.objects.count() == 1
 
 
@@ -150,7 +150,7 @@ def test_a_task_of_a_killed_worker_starts_over(tmp_path, model_store):
     left = model_store / "staging" / "dead"
     left.mkdir(parents=True)
     (left / ".lock").touch()
-    assert tasks.import_version(version.pk, str(path), False) == "ready"
+    assert tasks.import_version(version.pk) == "ready"
     assert not left.exists()
 
 

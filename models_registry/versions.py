@@ -1,0 +1,106 @@
+"""Rows of versions and what is written into them: the parts that every kind of import shares."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import msgspec
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from models_registry.errors import RegistryError, VersionTaken
+from models_registry.inspect import ModelFacts, inspect
+from models_registry.models import Model, ModelVersion, VersionState
+from models_registry.store import Staged, Store
+from wire.manifest import Manifest
+
+_MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to count on from
+_MAX_TEXT = 200
+
+
+def store() -> Store:
+    """This installation's store."""
+    return Store(Path(settings.MODEL_STORE_DIR))
+
+
+def inspect_staged(staged: Staged) -> ModelFacts:
+    """Raises DamagedModel, BadSource."""
+    return inspect(staged.folder, [file.path for file in staged.manifest.files])
+
+
+def ready_twin(model: Model, staged: Staged) -> ModelVersion | None:
+    """The version of `model` that has these very files."""
+    return model.versions.filter(state=VersionState.READY, digest=staged.manifest.digest).first()
+
+
+def new_row(model: Model, version: str | None, *, source: str, now: dt.datetime) -> ModelVersion:
+    """A row that is IMPORTING; without `version` it has the next free number. Raises VersionTaken."""
+    if version is None:
+        texts = model.versions.values_list("version", flat=True)
+        numbers = [int(text) for text in texts if text.isdecimal() and len(text) <= _MAX_NUMBER_LENGTH]
+        version = str(max(numbers, default=0) + 1)
+    _free_version(model, version)
+    row = ModelVersion(model=model, version=version, source=_text(source, 500))
+    try:
+        with transaction.atomic():
+            row.save(force_insert=True)
+    except IntegrityError as error:
+        raise VersionTaken(f"{row} is being imported by somebody else.") from error
+    ModelVersion.objects.filter(pk=row.pk).update(created_at=now)
+    row.created_at = now
+    return row
+
+
+def _free_version(model: Model, version: str) -> None:
+    """Make way for a version: a failed attempt of that name is forgotten, anything else keeps it."""
+    taken = model.versions.filter(version=version).first()
+    if taken is None:
+        return
+    if taken.state == VersionState.READY:
+        raise VersionTaken(f"There is a version {taken} with other files already.")
+    if taken.state == VersionState.IMPORTING:
+        raise VersionTaken(f"{taken} is being imported.", remedy="Wait until it is done, or give another version.")
+    taken.delete()
+
+
+def publish(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
+    """Files in place, row READY: called with the store's lock held, in a transaction. Repeating it repairs."""
+    store().publish(staged)
+    _describe(row, staged.manifest, facts)
+    row.save()
+
+
+def publish_importing(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
+    """`publish` for a row that was made earlier. Raises RegistryError when it is not waited for any more."""
+    row.refresh_from_db()
+    if row.state != VersionState.IMPORTING:
+        raise RegistryError(f"The import of {row} was ended meanwhile.")
+    if twin := ready_twin(row.model, staged):
+        raise VersionTaken(f"The same files are here already, as {twin}.", remedy="Use that version.")
+    publish(row, staged, facts)
+
+
+def _describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
+    row.state, row.progress, row.error = VersionState.READY, 1.0, ""
+    row.manifest = msgspec.to_builtins(manifest)
+    row.digest, row.size_bytes = manifest.digest, manifest.size_bytes
+    row.format = facts.format
+    row.architecture, row.quantization = _text(facts.architecture, 80), _text(facts.quantization, 40)
+    for name in ("parameter_count", "context_tokens", "layers", "hidden_size", "heads", "kv_heads", "head_dim"):
+        setattr(row, name, getattr(facts, name))
+    row.metadata = {
+        **{key: _small(value) for key, value in facts.more.items() if isinstance(value, str | int | float)},
+        "entry": facts.entry,
+        "tensor_bytes": facts.tensor_bytes,
+        "chat_template": facts.chat_template,
+    }
+
+
+def _small(value: str | float) -> str | float:
+    return _text(value, _MAX_TEXT) if isinstance(value, str) else value
+
+
+def _text(text: str, most: int) -> str:
+    """A header's text as every database can keep it: printable, no lone surrogates, cut."""
+    return "".join(char if char.isprintable() else " " for char in text)[:most].strip()
