@@ -43,7 +43,7 @@ class Acceptance:
             self.accepted = True
         except FileNotFoundError:
             return
-        except (msgspec.DecodeError, WireError) as error:
+        except (msgspec.DecodeError, WireError, OSError) as error:
             log.error("desired.on_disk_refused", error=str(error))
 
     def offer(self, envelope: Envelope, now: float) -> bool:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -200,6 +200,16 @@ def make_spec(engine: EngineSpec, manifest: Manifest, *, runtime: RuntimeKind, i
         model_name="demo:1",
         spec_hash=spec_hash(engine, manifest, runtime.value),
     )
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0, *, what: str = "") -> None:
+    """Wait for what comes over no link; AssertionError when it does not hold in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout_s:g} s: {what or condition}") from None
 
 
 def is_alive(pid: int) -> bool:

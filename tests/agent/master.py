@@ -142,8 +142,11 @@ class TestMaster:
         await self.send(Order(envelope=envelope))
 
     async def send(self, message: MasterMessage) -> None:
+        await self.send_text(encode(message))
+
+    async def send_text(self, text: str) -> None:
         for socket in list(self._sockets):
-            await socket.send_str(encode(message))
+            await socket.send_str(text)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Wait until `condition()` holds after some message; else AssertionError with the last observed state."""
