@@ -46,14 +46,34 @@ class Record(NamedTuple):
     ttft_ms: int
 
 
-def sum_rows(records: Iterable[Record]) -> tuple[UsageRow, ...]:
-    """One row for each hour x project x key x model x status."""
-    sums: dict[tuple[int, str, str, str, int], list[int]] = {}
+Group = tuple[int, str, str, str, int]
+"""hour x project x key x model x status"""
+
+
+def add_up(sums: dict[Group, list[int]], records: Iterable[Record]) -> None:
+    """Add records to `sums`: requests, then the numbers of a Record in their order."""
     for record in records:
-        total = sums.setdefault(record[:5], [0] * 6)
+        group = record[:5]
+        total = sums.get(group)
+        if total is None:
+            sums[group] = [1, *record[5:]]
+            continue
         total[0] += 1
-        for index, value in enumerate(record[5:], start=1):
-            total[index] += value
+        total[1] += record[5]
+        total[2] += record[6]
+        total[3] += record[7]
+        total[4] += record[8]
+        total[5] += record[9]
+
+
+def sum_rows(records: Iterable[Record]) -> tuple[UsageRow, ...]:
+    """One row a group."""
+    sums: dict[Group, list[int]] = {}
+    add_up(sums, records)
+    return _rows(sums)
+
+
+def _rows(sums: dict[Group, list[int]]) -> tuple[UsageRow, ...]:
     return tuple(
         UsageRow(
             hour=hour,
@@ -83,8 +103,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pending: list[Record] = []
-        self._records_open: list[Record] = []
-        self._groups_open: set[tuple[int, str, str, str, int]] = set()
+        self._sums: dict[Group, list[int]] = {}
+        """Of the open file, as far as it is on disk."""
         self._batch_id = _new_id()
         self._fd: int | None = None
         self._size = 0
@@ -147,7 +167,7 @@ class Journal:
         async with self._working:
             try:
                 await self._flush(now)
-                if self._records_open and (roll or self._is_due(now)):
+                if self._sums and (roll or self._is_due(now)):
                     await self._roll()
             except OSError as error:
                 log.error("journal.write_failed", error=str(error), remedy="Free space on the gateway's disk.")
@@ -161,7 +181,7 @@ class Journal:
             self._fd = None
 
     def _is_due(self, now: float) -> bool:
-        if len(self._groups_open) >= MAX_ROWS or self._size >= MAX_OPEN_BYTES:
+        if len(self._sums) >= MAX_ROWS or self._size >= MAX_OPEN_BYTES:
             return True
         if not self.is_connected() or len(self.waiting) >= MAX_WAITING:
             return False
@@ -176,10 +196,9 @@ class Journal:
         except OSError:
             self._pending = records + self._pending
             raise
-        if not self._records_open:
+        if not self._sums:
             self._opened_at = now
-        self._records_open.extend(records)
-        self._groups_open.update(record[:5] for record in records)
+        add_up(self._sums, records)
 
     def _append(self, records: Sequence[Record]) -> None:
         if self._fd is None:
@@ -196,9 +215,9 @@ class Journal:
         self._size += len(data)
 
     async def _roll(self) -> None:
-        batch = UsageBatch(batch_id=self._batch_id, rows=sum_rows(self._records_open))
+        batch = UsageBatch(batch_id=self._batch_id, rows=_rows(self._sums))
         await asyncio.to_thread(self._seal, batch)
-        self._records_open, self._groups_open = [], set()
+        self._sums = {}
         self._batch_id, self._size, self._opened_at = _new_id(), 0, None
         self.waiting[batch.batch_id] = batch
         self.delivered.clear()
