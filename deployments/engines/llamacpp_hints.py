@@ -11,6 +11,11 @@ HINTS = (
         remedy="Use a newer llama.cpp image or program, or another engine.",
     ),
     FailureHint(
+        pattern=r"failed to open GGUF file",
+        cause="The model's file is not where it should be on the server.",
+        remedy="Look at the server's disk; stop and start the deployment to have the file fetched again.",
+    ),
+    FailureHint(
         pattern=r"not within the file bounds|invalid magic|failed to read (magic|tensor)|gguf_init_from_file",
         cause="The GGUF file is cut short or damaged.",
         remedy="Import the model version again, and compare its sha256 with the source's.",
@@ -46,7 +51,7 @@ HINTS = (
         remedy="Set cache_type_v to f16.",
     ),
     FailureHint(
-        pattern=r"error while parsing|invalid argument|unknown argument|error: argument",
+        pattern=r"error while (parsing|handling) argument|invalid argument|unknown argument|error: argument",
         cause="This engine release does not take one of the arguments.",
         remedy="Look at the command in the details; correct extra_args or pin another image.",
     ),
