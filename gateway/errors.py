@@ -61,9 +61,9 @@ class GatewayError(Exception):
 
 
 def gateway_starting() -> GatewayError:
-    """No state yet: neither from the master nor from disk."""
+    """No state: neither from the master nor from disk, or this gateway was revoked."""
     return GatewayError(
-        503, "gateway_starting", "The gateway has not heard from its master yet. Try again shortly.", retry_after_s=2
+        503, "gateway_starting", "The gateway has nothing to serve from its master. Try again shortly.", retry_after_s=2
     )
 
 

@@ -43,6 +43,7 @@ MASTER_NAME = "master.stokehold.internal"
 STATUS_S = 1.0
 SAVE_S = 1.0
 _REFUSED_PAUSE_S = 60.0
+_REVOKED = "revoked"  # code of a Refused: an operator took this gateway out
 _HEARTBEAT_S = 5.0
 _RESEND_S = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=10)
@@ -91,6 +92,7 @@ class Feed:
         self.heard_at: float | None = None  # monotonic
         self.on_change: Callable[[State, Change], None] = lambda state, change: None
         self.on_ack: Callable[[str], None] = lambda batch_id: None
+        self.on_revoked: Callable[[], None] = lambda: None
         self.waiting: Callable[[], list[UsageBatch]] = list
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._send_now = asyncio.Event()
@@ -128,6 +130,8 @@ class Feed:
                     refused = error.refused
                     log.error("feed.refused", code=refused.code, message=refused.message, remedy=refused.remedy)
                     pause_s = _REFUSED_PAUSE_S if refused.final else pause_s
+                    if refused.code == _REVOKED:
+                        self._forget()
                 except (aiohttp.ClientError, OSError, TimeoutError, BadMessage, ValueError) as error:
                     log.warning("feed.down", error=str(error) or type(error).__name__, retry_s=round(pause_s, 2))
                 attempt = 0 if self.connected else attempt + 1
@@ -138,6 +142,13 @@ class Feed:
             with contextlib.suppress(asyncio.CancelledError):
                 await saver
             await self._save()
+
+    def _forget(self) -> None:
+        """A revoked gateway serves no more: its keys and routes are not its own any longer, on disk neither."""
+        self.state = None
+        self._unsaved.clear()
+        self._home.drop_state()
+        self.on_revoked()
 
     async def _connection(self) -> None:
         """One connection, from connect to its end."""

@@ -60,6 +60,9 @@ class Home:
     def save_state(self, stored: StoredState) -> None:
         write_private(self.state_file, msgspec.json.encode(stored))
 
+    def drop_state(self) -> None:
+        self.state_file.unlink(missing_ok=True)
+
     def tls_context(self, identity: NodeIdentity) -> ssl.SSLContext:
         """Client side: pinned CA, own certificate, names verified. The ssl module wants the key in a file."""
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=identity.ca_pem)

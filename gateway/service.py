@@ -85,6 +85,7 @@ class Service:
         self.feed = feed
         feed.on_change = self.accept
         feed.on_ack = self.acknowledge
+        feed.on_revoked = self.stop_serving
         feed.waiting = lambda: list(self.journal.waiting.values())
         self.journal.on_batch = feed.deliver
         self.journal.is_connected = lambda: feed.connected
@@ -105,6 +106,12 @@ class Service:
         known = set(state.routable())
         self.pool.retain(known)
         self.balancer.forget(known)
+
+    def stop_serving(self) -> None:
+        """Refuse everything from now on."""
+        self.state = None
+        self.pool.retain(set())
+        self.balancer.forget(())
 
     def acknowledge(self, batch_id: str) -> None:
         batch = self.journal.acknowledge(batch_id)

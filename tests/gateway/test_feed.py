@@ -79,6 +79,18 @@ async def test_without_master_and_disk_it_lives_but_is_not_ready(tmp_path: Path)
             assert headers["retry-after"]
 
 
+async def test_a_revoked_gateway_serves_no_more_and_forgets_what_it_knew(world: World) -> None:
+    await until(lambda: world.home.state() is not None, what="the state on disk")
+    world.master.refuse = Refused(code="revoked", message="revoked", final=True)
+    port = world.master.port
+    await world.master.stop()
+    await world.master.start(port)
+    await until(lambda: world.gateway.service is not None and world.gateway.service.state is None, what="the end")
+    status, error, _ = await refused(world.post())
+    assert (status, error["code"]) == (503, "gateway_starting")
+    assert not world.home.state_file.exists()
+
+
 async def test_a_master_that_refuses_is_not_hammered(tmp_path: Path) -> None:
     async with running_master() as master:
         home = Home(tmp_path)
