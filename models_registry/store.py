@@ -113,15 +113,23 @@ class Store:
         files = scan(source, protected)
         self.clean_leftovers()
         self._check_space(source, files, link=link)
-        folder = self._staging / uuid.uuid4().hex
-        checkout = folder / "files"
-        checkout.mkdir(parents=True)
+        with self._staging_folder() as folder:
+            taken = self._taken(files, folder / "files", link=link, progress=progress or (lambda share: None))
+            yield Staged(folder=folder / "files", manifest=check_manifest(Manifest(files=taken)))
+
+    @contextmanager
+    def _staging_folder(self) -> Iterator[Path]:
+        """A new folder, locked before others can see it: an unlocked one they would take for a leftover."""
+        name = uuid.uuid4().hex
+        made, folder = self.root / f".new-{name}", self._staging / name
+        (made / "files").mkdir(parents=True)
         try:
-            with (folder / _LOCK_NAME).open("w") as lock:
+            with (made / _LOCK_NAME).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                taken = self._taken(files, checkout, link=link, progress=progress or (lambda share: None))
-                yield Staged(folder=checkout, manifest=check_manifest(Manifest(files=taken)))
+                made.rename(folder)
+                yield folder
         finally:
+            shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staged: Staged) -> None:
@@ -182,7 +190,7 @@ class Store:
             if _is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 log.info("store.leftover_removed", folder=folder.name)
-        for folder in (*self._uploads.glob("*"), *self.root.glob(".upload-*")):
+        for folder in (*self._uploads.glob("*"), *self.root.glob(".upload-*"), *self.root.glob(".new-*")):
             with suppress(FileNotFoundError):  # another process cleans as well
                 if time.time() - folder.stat().st_mtime > _UPLOAD_LIFETIME_S:
                     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -238,6 +246,8 @@ class Store:
                 digest.update(chunk)
                 size_bytes += len(chunk)
                 done_bytes += len(chunk)
+                if size_bytes > file.size_bytes:
+                    break  # it grows: there may be no end to it
                 progress(min(1.0, done_bytes / total_bytes))
                 if size_bytes > file.size_bytes:
                     break  # it grows: it could go on for ever

@@ -35,6 +35,7 @@ class StoreUploadHandler(TemporaryFileUploadHandler):
         try:
             super().receive_data_chunk(raw_data, start)
         except OSError as error:
+            self.file.close()  # which removes it
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _full(start) from error
             raise

@@ -49,7 +49,7 @@ def gguf_bytes(values: dict[str, Any] | None = None, tensors: Any = TENSORS, ver
         elements = 1
         for size in shape:
             elements *= size
-        size_bytes = elements * {0: 4, 1: 2}[type_id]
+        size_bytes = elements * {0: 4, 1: 2}.get(type_id, 0)
         head += _text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", size) for size in shape)
         head += struct.pack("<IQ", type_id, offset)
         data += b"\0" * size_bytes + b"\0" * (-size_bytes % 32)

@@ -1,8 +1,12 @@
 """REST API of models and versions."""
 
+import errno
+import gc
+from collections import namedtuple
+
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.files.uploadedfile import SimpleUploadedFile, TemporaryUploadedFile
 from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
 from rest_framework.test import APIClient
@@ -86,6 +90,34 @@ def test_an_uploaded_file_is_imported_without_passing_through_memory(
     assert (version.state, version.source) == ("ready", "upload of tiny.gguf")
     assert version.size_bytes == len(content)
     assert not list((model_store / "uploads").iterdir())
+
+
+def test_an_upload_larger_than_the_disk_is_refused_before_it_is_written(operator, model_store, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("models_registry.uploads.shutil.disk_usage", lambda path: usage(10, 9, 1))
+    body = {"model": "tiny", "file": SimpleUploadedFile("tiny.gguf", gguf_bytes())}
+    answer = operator.post(VERSIONS, body, format="multipart")
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert files_below(model_store) == set()
+
+
+def test_a_disk_that_fills_during_an_upload_says_so_and_leaves_nothing(operator, model_store, monkeypatch):
+    def full(file: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TemporaryUploadedFile, "write", full, raising=False)
+    body = {"model": "tiny", "file": SimpleUploadedFile("tiny.gguf", gguf_bytes())}
+    answer = operator.post(VERSIONS, body, format="multipart")
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
+    gc.collect()
+    assert files_below(model_store) == set()
+
+
+def test_a_person_who_may_not_import_is_refused_before_the_upload_is_read(model_store):
+    body = {"model": "tiny", "file": SimpleUploadedFile("tiny.gguf", gguf_bytes())}
+    assert client_of("view_modelversion").post(VERSIONS, body, format="multipart").status_code == 403
+    assert not (model_store / "uploads").exists()
 
 
 def test_a_refused_upload_leaves_nothing(operator, model_store):

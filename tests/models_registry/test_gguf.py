@@ -148,3 +148,42 @@ def test_flipped_and_cut_bytes_end_in_facts_or_in_a_clear_error(tmp_path, flips,
     else:
         assert facts.parameter_count is not None
         assert facts.parameter_count < 2**63
+
+
+WORDS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 3, 8, 9, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors=WORDS, values=WORDS, words=st.lists(WORDS, max_size=24), tail=st.binary(max_size=64))
+def test_a_header_of_hostile_numbers_ends_in_a_clear_error(tmp_path, tensors, values, words, tail):
+    body = struct.pack("<QQ", tensors, values) + b"".join(struct.pack("<Q", word) for word in words) + tail
+    (tmp_path / "fuzz.gguf").write_bytes(b"GGUF" + struct.pack("<I", 3) + body)
+    with pytest.raises(DamagedModel) as caught:
+        inspect(tmp_path, ["fuzz.gguf"])
+    assert len(caught.value.message) < 1000
+
+
+TEXTS = st.one_of(st.text(max_size=40), st.binary(max_size=40), st.integers(0, 2**32 - 1), st.booleans())
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    values=st.dictionaries(st.sampled_from([*VALUES, "general.alignment", "llama.attention.key_length"]), TEXTS),
+    dimensions=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4),
+    type_id=st.integers(0, 1001),
+)
+def test_hostile_values_end_in_facts_or_in_a_clear_error(tmp_path, values, dimensions, type_id):
+    tensors = (("t", (8,), 1),)
+    whole = gguf_bytes({**VALUES, **values}, tensors)
+    at = whole.index(struct.pack("<Q", 1) + b"t" + struct.pack("<I", 1)) if not values else None
+    if at is not None:
+        info = struct.pack("<I", len(dimensions)) + b"".join(struct.pack("<Q", size) for size in dimensions)
+        whole = whole[: at + 9] + info + struct.pack("<IQ", type_id, 0) + whole[at + 33 :]
+    (tmp_path / "fuzz.gguf").write_bytes(whole)
+    try:
+        facts = inspect(tmp_path, ["fuzz.gguf"])
+    except DamagedModel as error:
+        assert error.remedy  # noqa: PT017 - either outcome is fine
+    else:
+        assert 0 <= facts.parameter_count < 2**63
+        assert 0 <= facts.tensor_bytes <= len(whole)

@@ -1,15 +1,18 @@
 """Importing and deleting model versions."""
 
 import datetime as dt
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 
 from models_registry import services, tasks
-from models_registry.errors import BadSource, DamagedModel, InvalidName, NotReady, VersionInUse, VersionTaken
+from models_registry.errors import BadSource, DamagedModel, InvalidName, NoSpace, NotReady, VersionInUse, VersionTaken
 from models_registry.models import Model, ModelVersion, VersionState
 from tests.models_registry.factories import (
+    CONFIG,
     NOW,
     VALUES,
     demo_model,
@@ -107,6 +110,106 @@ def test_the_home_folder_cannot_be_imported(settings, tmp_path):
     for path in (Home.path, Home.path / "ca" / "ca.key", tmp_path, Path("/"), tmp_path / "innocent"):
         with pytest.raises(BadSource, match="home folder"):
             make_version(path)
+
+
+def test_no_secret_or_database_outside_the_home_folder_is_imported(settings, tmp_path, monkeypatch):
+    settings.CA_DIR = tmp_path / "elsewhere" / "ca"
+    embedded = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "data" / "db.sqlite3")}
+    monkeypatch.setitem(settings.DATABASES, "default", embedded)
+    for secret in (settings.CA_DIR / "ca.key", tmp_path / "data" / "db.sqlite3", tmp_path / "data" / "db.sqlite3-wal"):
+        secret.parent.mkdir(parents=True, exist_ok=True)
+        secret.write_text("secret")
+        for path in (secret, secret.parent):
+            with pytest.raises(BadSource, match="home folder"):
+                make_version(path)
+
+
+def test_an_upload_of_somebody_else_is_no_source(tmp_path, model_store):
+    services.start_upload("tiny", write_gguf(tmp_path), "tiny.gguf", now=NOW)
+    kept = next((model_store / "uploads").glob("*/*"))
+    for path in (kept, kept.parent, model_store):
+        with pytest.raises(BadSource, match="home folder"):
+            services.start_import("stolen", path, now=NOW)
+    assert kept.exists()
+
+
+def test_files_of_the_system_that_are_no_files_are_refused(model_store):
+    for path in ("/proc/self/environ", "/dev/null", "/dev/zero", "/proc/self/fd"):
+        with pytest.raises(BadSource):
+            make_version(Path(path))
+    assert files_below(model_store) == set()
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    write_gguf(folder)
+    with pytest.raises(BadSource, match="not a path that can be written down"):
+        make_version(folder)
+
+
+def test_a_header_that_no_database_could_keep_is_kept_in_part(tmp_path):
+    odd = "llama\0" + "x" * 300
+    values = {**VALUES, "general.architecture": odd, "general.name": "a\0b\ud7ff", "general.license": b"\xff\xfe"}
+    version = make_version(write_gguf(tmp_path, values=values))
+    version.refresh_from_db()
+    assert version.architecture.startswith("llama x")
+    assert len(version.architecture) <= 80
+    assert "\0" not in str(version.metadata)
+
+
+def test_a_configuration_that_no_database_could_keep_is_kept_in_part(tmp_path):
+    config = {**CONFIG, "architectures": ["A\0" * 90], "model_type": {"deep": ["x"] * 1000}, "torch_dtype": "b\0f16"}
+    version = make_version(write_safetensors(tmp_path / "m", config=config))
+    version.refresh_from_db()
+    assert version.architecture.startswith("A A")
+    assert "model_type" not in version.metadata
+    assert version.metadata["dtype"] == "b f16"
+
+
+def test_more_parameters_than_a_database_can_count_are_damage(tmp_path, model_store):
+    tensors = tuple((f"t{number}", (1 << 25, 1 << 25), 999) for number in range(2048))
+    with pytest.raises(DamagedModel, match="parameters"):
+        make_version(write_gguf(tmp_path, tensors=tensors))
+    assert not Model.objects.exists()
+
+
+def test_a_very_long_number_is_not_counted_on_from(tmp_path):
+    make_version(write_gguf(tmp_path / "a"), version="9" * 40)
+    assert make_version(other_gguf(tmp_path / "b")).version == "1"
+
+
+def test_a_name_with_a_line_break_at_its_end_is_refused(tmp_path):
+    for name, version in (("tiny\n", None), ("tiny", "1\n")):
+        with pytest.raises(InvalidName):
+            make_version(write_gguf(tmp_path), name=name, version=version)
+
+
+def test_a_file_that_goes_while_it_is_copied_is_a_clear_error(tmp_path, model_store):
+    folder = write_safetensors(tmp_path / "m", shards=2)
+
+    def vanish(share: float) -> None:
+        (folder / "model-00002-of-00002.safetensors").unlink(missing_ok=True)
+
+    with pytest.raises(BadSource, match="could not be read to their end"):
+        make_version(folder, progress=vanish)
+    assert files_below(model_store) == set()
+
+
+def test_a_disk_that_becomes_full_is_named(tmp_path, model_store):
+    def full(share: float) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(NoSpace, match="became full"):
+        make_version(write_gguf(tmp_path), progress=full)
+    assert files_below(model_store) == set()
+
+
+def test_blobs_of_a_version_whose_manifest_was_lost_stay(tmp_path, model_store):
+    version = make_version(write_gguf(tmp_path))
+    (model_store / "manifests" / f"{version.digest}.json").unlink()
+    services.clean_store()
+    assert services.verify_version(version) == []
 
 
 def test_a_background_import_ends_ready(tmp_path, django_capture_on_commit_callbacks):
