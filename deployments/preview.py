@@ -11,7 +11,7 @@ from deployments.capacity import read_fleet
 from deployments.engines.base import Estimate
 from deployments.estimate import shapes_of
 from deployments.scheduler import Fleet, Placement, Refusal, Request, Shape, explain, place_many
-from deployments.specs import SpecFields, check_spec, model_facts
+from deployments.specs import SpecFields, check_replicas, check_spec, model_facts
 from models_registry.models import ModelVersion
 from wire.engine import RuntimeKind
 
@@ -51,6 +51,7 @@ def preview(
     now: datetime,
 ) -> Preview:
     """What `create_deployment` with these fields would lead to. Raises what that raises."""
+    check_replicas(replicas)
     fields = SpecFields(model_version.pk, engine, runtime, image, parameters or {}, placement or {})
     fields = check_spec(model_version, fields)
     adapter, facts = engines.get(engine), model_facts(model_version)

@@ -15,12 +15,13 @@ from deployments.models import PUBLIC_NAME, Deployment, Revision
 from deployments.observe import record_observed
 from deployments.preview import Preview, preview
 from deployments.routes import feed_routes
-from deployments.specs import SpecFields, check_spec
+from deployments.specs import MAX_REPLICAS, SpecFields, check_replicas, check_spec
 from deployments.status import DeploymentState, DeploymentStatus, status_of, statuses
 from fleet import hints
 from models_registry.models import ModelVersion
 
 __all__ = [
+    "MAX_REPLICAS",
     "DeploymentState",
     "DeploymentStatus",
     "Preview",
@@ -39,7 +40,6 @@ __all__ = [
     "update_deployment",
 ]
 
-MAX_REPLICAS = 1000
 _SPEC_FIELDS = ("engine", "runtime", "image", "parameters", "placement")
 _PLAIN_FIELDS = ("description", "replicas", "running")
 
@@ -64,7 +64,7 @@ def create_deployment(
     Raises InvalidSpec, ModelNotReady, NameInUse, and the adapter's BadParameters and UnsuitableModel.
     """
     _check_name(name)
-    _check_replicas(replicas)
+    check_replicas(replicas)
     fields = SpecFields(model_version.pk, engine, runtime, image, parameters or {}, placement or {})
     fields = check_spec(model_version, fields)
     try:
@@ -99,7 +99,7 @@ def update_deployment(
     if unknown:
         raise InvalidSpec(dict.fromkeys(sorted(unknown), "cannot be changed"))
     if "replicas" in changes:
-        _check_replicas(changes["replicas"])
+        check_replicas(changes["replicas"])
     with transaction.atomic():
         current = _current(deployment.pk, if_version)
         plain = {key: changes[key] for key in _PLAIN_FIELDS if key in changes and changes[key] != getattr(current, key)}
@@ -171,7 +171,7 @@ def _bump(current: Deployment, values: dict[str, Any], now: datetime) -> None:
 
 def _conflict(name: str, version: int) -> VersionConflict:
     return VersionConflict(
-        f"{name} was changed meanwhile: it is at version {version} now", details={"current_version": version}
+        f"{name} was changed meanwhile: it is at version {version} now", current_version=version
     )
 
 
@@ -231,11 +231,6 @@ def _check_name(name: str) -> None:
 
 def _holder_of(name: str) -> Deployment | None:
     return Deployment.objects.filter(name=name, deleted_at__isnull=True).first()
-
-
-def _check_replicas(replicas: Any) -> None:
-    if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= MAX_REPLICAS:
-        raise InvalidSpec({"replicas": f"must be a whole number from 0 to {MAX_REPLICAS}"})
 
 
 def _by(actor: str) -> str:

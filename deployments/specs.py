@@ -20,6 +20,7 @@ from wire.messages import InstanceSpec
 
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,299}")
 MAX_GPUS = 64
+MAX_REPLICAS = 1000
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ def model_facts(version: ModelVersion) -> ModelFacts:
         tensor_bytes=_whole(version.metadata.get("tensor_bytes")),
         vocabulary=_whole(version.metadata.get("vocabulary_size")),
     )
+
+
+def check_replicas(replicas: Any) -> None:
+    """Raises InvalidSpec."""
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= MAX_REPLICAS:
+        raise InvalidSpec({"replicas": f"must be a whole number from 0 to {MAX_REPLICAS}"})
 
 
 def check_spec(version: ModelVersion, fields: SpecFields) -> SpecFields:

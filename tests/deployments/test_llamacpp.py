@@ -325,11 +325,6 @@ def test_an_argument_that_is_not_taken_is_named(gguf: Path) -> None:
     assert die("-m", str(gguf), "--top-k", "many") == cause
 
 
-def test_a_quantized_cache_without_flash_attention_is_named(gguf: Path) -> None:
-    found = die("-m", str(gguf), "-c", "128", "-np", "1", "-ctv", "q8_0", "-fa", "off")
-    assert found == "A quantized V cache wants flash attention, and this model or device has none."
-
-
 def test_a_taken_port_is_named(gguf: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -341,6 +336,7 @@ def test_a_taken_port_is_named(gguf: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "cause"),
     [
+        ("E llama_init_from_model: V cache quantization requires flash_attn", "A quantized V cache wants flash"),
         ("ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 9", "The server has too little"),
         ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", "The GPU has too little"),
         ("ggml_vulkan: Device memory allocation failed. ErrorOutOfDeviceMemory", "The GPU has too little"),
