@@ -131,13 +131,7 @@ class DockerRuntime:
         return await asyncio.shield(starting)  # a start is never left half done
 
     async def stop(self, unit: Unit, grace_s: float) -> Ended:
-        def stop(client: Any) -> None:
-            try:
-                client.api.kill(unit.unit_id, signal="SIGTERM")
-            except docker.errors.APIError as error:
-                log.debug("docker.not_running", unit=unit.unit_id, error=_words(error))
-
-        await self._ask(stop)
+        await self._ask(lambda client: _kill(client, unit.unit_id, "SIGTERM"))
         deadline = time.monotonic() + grace_s
         while (  # noqa: ASYNC110 - the end is the daemon's to know
             time.monotonic() < deadline and await self._ask(lambda client: _is_running(client, unit.unit_id))
@@ -291,6 +285,15 @@ def _is_running(client: Any, unit_id: str) -> bool:
         return False
 
 
+def _kill(client: Any, unit_id: str, signal: str) -> None:
+    try:
+        client.api.kill(unit_id, signal=signal)
+    except docker.errors.APIError as error:
+        if error.status_code not in (404, 409):  # it ended by itself meanwhile
+            raise
+        log.debug("docker.not_running", unit=unit_id, error=_words(error))
+
+
 def _remove(client: Any, name: str) -> None:
     try:
         client.api.remove_container(name, force=True, v=True)
@@ -302,7 +305,7 @@ def _collect(client: Any, unit_id: str) -> Ended:
     """Kill it if it still runs, read its end, remove it."""
     try:
         if client.api.inspect_container(unit_id)["State"]["Running"]:
-            client.api.kill(unit_id)
+            _kill(client, unit_id, "SIGKILL")
             client.api.wait(unit_id)
         attrs = client.api.inspect_container(unit_id)
         lines = last_lines(client.api.logs(unit_id, tail=KEPT_LINES), KEPT_LINES)

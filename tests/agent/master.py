@@ -60,6 +60,7 @@ class TestMaster:
         self.signing_key = certs.load_signing_key(self.signing.private_pem)
         self.token = str(JoinToken("abcdefgh", SECRET, certs.fingerprint(self.ca_pem)))
         self.tokens_left = 1
+        self.joins_asked = 0
         self.node_keys: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
         self.blob_ranges: list[str] = []
@@ -190,6 +191,7 @@ class TestMaster:
         return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
 
     async def _join(self, request: web.Request) -> web.Response:
+        self.joins_asked += 1
         asked = msgspec.json.decode(await request.read(), type=JoinRequest)
         if asked.token != self.token or not self.tokens_left:
             problem = {"type": "about:blank", "title": "used", "status": 403, "detail": "the join token was used"}
