@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from wire.errors import Problem
 
-class AgentError(Exception):
+
+class AgentError(Problem):
     """Something the agent could not do."""
 
     code = "agent_error"
     remedy = "Look at the agent's log."
-
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        if remedy is not None:
-            self.remedy = remedy
 
 
 class JoinFailed(AgentError):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from wire.errors import Problem
 
-class KeysError(Exception):
+
+class KeysError(Problem):
     """A request about projects, keys or usage that cannot be done."""
 
     code = "keys_error"
     status = 400
     remedy = "Correct the request and send it again."
-
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        if remedy is not None:
-            self.remedy = remedy
 
 
 class InvalidLimits(KeysError):

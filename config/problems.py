@@ -11,6 +11,8 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from wire.errors import Problem
+
 _REMEDIES = {
     400: "Correct the fields named in `errors` and send it again; /api/v1/docs shows what is expected.",
     401: "Get a token at POST /api/v1/auth/token and send it as `Authorization: Bearer ...`.",
@@ -34,15 +36,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     if isinstance(error, exceptions.APIException):
         set_rollback()
         return _from_api_exception(error)
-    if hasattr(error, "code") and hasattr(error, "remedy"):
+    if isinstance(error, Problem):
         set_rollback()
-        return problem(
-            getattr(error, "status", 400),
-            error.code,
-            getattr(error, "message", str(error)),
-            error.remedy,
-            **getattr(error, "details", {}),
-        )
+        return problem(error.status, error.code, error.message, error.remedy, **error.details)
     return None
 
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from wire.errors import Problem
 
 
-class DeploymentError(Exception):
+class DeploymentError(Problem):
     """Something that was asked and is not done; nothing was changed."""
 
     code = "deployment_error"
     status = 400
     remedy = "Correct what the message names and try again."
-
-    def __init__(self, message: str, *, remedy: str | None = None, details: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = details or {}
-        if remedy is not None:
-            self.remedy = remedy
 
 
 class InvalidSpec(DeploymentError):
@@ -27,7 +20,7 @@ class InvalidSpec(DeploymentError):
 
     def __init__(self, errors: dict[str, str], *, remedy: str | None = None) -> None:
         text = "; ".join(f"{field}: {problem}" for field, problem in errors.items())
-        super().__init__(text, remedy=remedy, details={"errors": errors})
+        super().__init__(text, remedy=remedy, errors=errors)
 
 
 class NameInUse(DeploymentError):

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from wire.errors import Problem
 
 
-class FleetError(Exception):
+class FleetError(Problem):
     """Something asked of the fleet that is not done. `status` is the HTTP status it becomes."""
 
     code = "fleet_error"
     status = 400
     remedy = ""
-
-    def __init__(self, message: str, *, remedy: str | None = None, code: str | None = None, **details: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = details
-        if remedy is not None:
-            self.remedy = remedy
-        if code is not None:
-            self.code = code
 
 
 class BadJoinToken(FleetError):

@@ -42,8 +42,7 @@ async def blob(request: HttpRequest, sha256: str) -> HttpResponseBase:
             request.headers.get("Authorization", ""), Role.AGENT, timezone.now()
         )
     except (WireError, FleetError) as error:
-        status = getattr(error, "status", 401)
-        return _problem(status, error.code, error.message, error.remedy, **{"WWW-Authenticate": "Bearer"})
+        return _problem(error.status, error.code, error.message, error.remedy, **{"WWW-Authenticate": "Bearer"})
     if not _SHA256.fullmatch(sha256) or not await database_sync_to_async(_is_offered)(sha256):
         return _problem(404, "blob_unknown", f"No ready model version has the blob {sha256[:64]}.")
     try:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from wire.errors import Problem
 
-class RegistryError(Exception):
+
+class RegistryError(Problem):
     """A model could not be taken in, found or removed."""
 
     code = "registry_error"
     status = 400
     remedy = "Correct the request and send it again."
-
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        if remedy is not None:
-            self.remedy = remedy
 
 
 class BadSource(RegistryError):

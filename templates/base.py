@@ -14,15 +14,16 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
 
+from wire.errors import Problem
+
 
 def words_of(error: Exception) -> str | None:
     """What to tell a person about an error of a service, with its remedy; None when it is not one of ours."""
     if isinstance(error, ValidationError):
         return " ".join(error.messages)
-    if not hasattr(error, "code") or not hasattr(error, "remedy"):
+    if not isinstance(error, Problem):
         return None
-    message = str(getattr(error, "message", "") or error)
-    message = message[:1].upper() + message[1:]
+    message = error.message[:1].upper() + error.message[1:]
     return f"{message.rstrip('.')}. {error.remedy}".strip() if error.remedy else message
 
 

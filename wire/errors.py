@@ -1,19 +1,35 @@
-"""Errors of the wire package: each has a stable `code`, a message for a person, and a remedy."""
+"""The base of every package's errors, and those of this one."""
 
 from __future__ import annotations
 
+from typing import Any
 
-class WireError(Exception):
+
+class Problem(Exception):
+    """Something that was asked and is not done: a stable `code`, a message for a person, and a remedy.
+
+    `status` is the HTTP status that the REST API gives it; `details` go into its problem document (RFC 9457).
+    """
+
+    code = "error"
+    status = 400
+    remedy = ""
+
+    def __init__(self, message: str, *, remedy: str | None = None, code: str | None = None, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        if remedy is not None:
+            self.remedy = remedy
+        if code is not None:
+            self.code = code
+
+
+class WireError(Problem):
     """A message, signature or certificate that must not be acted on."""
 
     code = "wire_error"
     remedy = "Look at the log of the peer that sent it."
-
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        if remedy is not None:
-            self.remedy = remedy
 
 
 class BadSignature(WireError):
@@ -38,6 +54,7 @@ class Expired(WireError):
 
 class BadToken(WireError):
     code = "bad_token"
+    status = 401
     remedy = "Make a new join token in the admin under Servers, or with `./stokehold join_token`."
 
 

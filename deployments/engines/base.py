@@ -12,24 +12,18 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from wire.engine import EngineSpec, FailureHint
+from wire.errors import Problem
 
 GIB = 1 << 30
 MIB = 1 << 20
 
 
-class EngineError(Exception):
+class EngineError(Problem):
     """A spec that an engine cannot run. `code`, message for a person and remedy, as everywhere."""
 
     code = "engine_error"
     status = 400
     remedy = "Change the deployment's parameters or model version."
-
-    def __init__(self, message: str, *, remedy: str | None = None, details: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = details or {}
-        if remedy is not None:
-            self.remedy = remedy
 
 
 class UnknownEngine(EngineError):
@@ -50,7 +44,7 @@ class BadParameters(EngineError):
     def __init__(self, errors: dict[str, str]) -> None:
         self.errors = errors
         text = "; ".join(f"{name}: {problem}" for name, problem in errors.items())
-        super().__init__(f"wrong parameters: {text}", details={"errors": {"parameters": errors}})
+        super().__init__(f"wrong parameters: {text}", errors={"parameters": errors})
 
 
 class ParameterType(StrEnum):

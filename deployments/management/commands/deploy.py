@@ -14,6 +14,7 @@ from deployments.models import Deployment
 from deployments.specs import parse_parameters
 from models_registry.models import ModelVersion, VersionState
 from wire.engine import RuntimeKind
+from wire.errors import Problem
 
 _POLL_S = 0.5
 
@@ -34,9 +35,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             deployment = _deploy(options)
-        except Exception as error:
-            if not hasattr(error, "remedy"):
-                raise
+        except Problem as error:
             raise CommandError(f"{error} {error.remedy}") from error
         self.stdout.write(f"{deployment.name}: revision {deployment.revision.number}, {deployment.replicas} replicas")
         if options["wait"]:
