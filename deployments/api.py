@@ -152,8 +152,9 @@ class DeploymentViewSet(viewsets.GenericViewSet):
     def logs(self, request: Request, pk: str) -> Response:
         """Last lines of its newest instances that have not ended, at most five."""
         rows = Instance.objects.filter(deployment=self.get_object()).exclude(phase=Phase.ENDED)
-        newest = rows.select_related("server").order_by("-created_at")[:_LOGS_OF]
-        return Response([_log(row, _lines(request)) for row in newest])
+        newest = list(rows.select_related("server").order_by("-created_at")[:_LOGS_OF])
+        tails = logs.tail_many(newest, _lines(request))
+        return Response([_log(row, found) for row, found in zip(newest, tails, strict=True)])
 
     def _act(self, request: Request, verb: Any, *arguments: Any) -> Response:
         deployment = self.get_object()
@@ -199,7 +200,8 @@ class InstanceViewSet(viewsets.ReadOnlyModelViewSet):
     @action(detail=True, methods=["get"])
     def logs(self, request: Request, pk: str) -> Response:
         """Last lines of its output, live from the agent; kept lines of earlier attempts where that is not to be had."""
-        return Response(_log(self.get_object(), _lines(request)))
+        instance = self.get_object()
+        return Response(_log(instance, logs.tail(instance, _lines(request))))
 
 
 class EventFilter(django_filters.FilterSet):
@@ -279,8 +281,7 @@ def _lines(request: Request) -> int:
     return int(text)
 
 
-def _log(instance: Instance, lines: int) -> dict[str, Any]:
-    found = logs.tail(instance, lines)
+def _log(instance: Instance, found: logs.Tail) -> dict[str, Any]:
     server = instance.server.name if instance.server else None
     return {
         "instance": instance.pk,
