@@ -14,23 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet.files import write_private
+
 SOURCE_DIR = Path(__file__).resolve().parent.parent
 _MAX_SOCKET_PATH = 90  # sun_path holds 108 bytes; the longest name below `run` is 12
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write `text` to `path` so that it is whole or not there, readable by the owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)  # mkstemp made it 0600
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.home import write_private
 from config.launcher.installation import Installation
+from fleet.files import write_private
 
 MODEL = "smollm2-135m-instruct"
 PROJECT = "demo"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from config.home import Home, write_private
+from config.home import Home
 from config.launcher.errors import LauncherError
 from config.launcher.installation import Installation
+from fleet.files import write_private
 
 _MIGRATION_LOCK = 7_265_011  # PostgreSQL advisory lock
 
