@@ -1,4 +1,14 @@
-"""Who sees which projects, keys and usage."""
+"""Who sees and changes which projects, members, keys and usage.
+
+| | staff with the model's permission | owner | member | anybody else |
+| --- | --- | --- | --- | --- |
+| see a project, its members, keys and usage | all | own | own | nothing |
+| make, change and revoke keys | all | own | - | - |
+| choose members | all (`change_project`) | own | - | - |
+| make, change (its limits!) and delete a project | all | - | - | - |
+
+A superuser of the staff has every permission.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +17,7 @@ from typing import Any
 
 from django.db.models import F, QuerySet, Sum
 
-from apikeys.models import ApiKey, Project, ProjectRole, UsageHour
-
-
-def projects_for(user: Any) -> QuerySet[Project]:
-    """Projects whose keys and usage a person may see: all with the permission, else those they are a member of."""
-    if user.has_perm("apikeys.view_apikey"):
-        return Project.objects.all()
-    return Project.objects.filter(memberships__user=user).distinct()
-
-
-def owned_by(user: Any) -> QuerySet[Project]:
-    """Projects whose keys a person may make and revoke."""
-    if user.has_perm("apikeys.add_apikey"):
-        return Project.objects.all()
-    return Project.objects.filter(memberships__user=user, memberships__role=ProjectRole.OWNER).distinct()
-
-
-def keys_for(user: Any, rows: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-    if user.has_perm("apikeys.view_apikey"):
-        return rows
-    return rows.filter(project__in=projects_for(user))
+from apikeys.models import ApiKey, Membership, Project, ProjectRole, UsageHour
 
 
 def has_staff_permission(user: Any, codename: str) -> bool:
@@ -36,18 +26,26 @@ def has_staff_permission(user: Any, codename: str) -> bool:
 
 
 def visible_projects(user: Any) -> QuerySet[Project]:
-    """Projects that a person may see: all with the permission, else those they are a member of."""
+    """Projects that a person may see."""
     return _all_or_own(user, "view_project")
 
 
-def visible_keys(user: Any) -> QuerySet[ApiKey]:
-    """Keys that a person may see, without their secrets."""
-    return ApiKey.objects.filter(project__in=_all_or_own(user, "view_apikey"))
+def visible_keys(user: Any, rows: QuerySet[ApiKey] | None = None) -> QuerySet[ApiKey]:
+    """Keys (of `rows`) that a person may see, without their secrets."""
+    rows = ApiKey.objects.all() if rows is None else rows
+    if has_staff_permission(user, "view_apikey"):
+        return rows
+    return rows.filter(project__in=_own(user))
 
 
 def projects_with_visible_usage(user: Any) -> QuerySet[Project]:
     """Projects whose usage a person may see."""
     return _all_or_own(user, "view_usagehour")
+
+
+def projects_to_make_keys_in(user: Any) -> QuerySet[Project]:
+    """Projects in which a person may make keys."""
+    return Project.objects.all() if has_staff_permission(user, "add_apikey") else _own(user, ProjectRole.OWNER)
 
 
 def may_change_keys(user: Any, project: Project, codename: str = "change_apikey") -> bool:
@@ -56,18 +54,23 @@ def may_change_keys(user: Any, project: Project, codename: str = "change_apikey"
 
 
 def may_change_members(user: Any, project: Project) -> bool:
-    """Staff that may change projects, and owners of the project."""
+    """Staff that may change projects, and owners of the project: whoever makes an owner hands out all its keys."""
     return has_staff_permission(user, "change_project") or _owns(user, project)
 
 
 def _all_or_own(user: Any, codename: str) -> QuerySet[Project]:
-    if has_staff_permission(user, codename):
-        return Project.objects.all()
-    return Project.objects.filter(memberships__user=user).distinct()
+    return Project.objects.all() if has_staff_permission(user, codename) else _own(user)
+
+
+def _own(user: Any, *roles: str) -> QuerySet[Project]:
+    """Projects that a person is a member of, in one of `roles` when some are given."""
+    mine = Membership.objects.filter(user=user)
+    mine = mine.filter(role__in=roles) if roles else mine
+    return Project.objects.filter(pk__in=mine.values("project"))
 
 
 def _owns(user: Any, project: Project) -> bool:
-    return project.memberships.filter(user=user, role=ProjectRole.OWNER).exists()
+    return _own(user, ProjectRole.OWNER).filter(pk=project.pk).exists()
 
 
 def tokens_today(key_ids: list[str], now: dt.datetime) -> dict[str, int]:

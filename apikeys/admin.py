@@ -15,8 +15,7 @@ from django.urls import URLPattern
 from django.utils import timezone
 from django.utils.html import format_html
 
-from apikeys import services, usage
-from apikeys.access import keys_for, owned_by, projects_for, tokens_today
+from apikeys import access, services, usage
 from apikeys.forms import KeyChangeForm, KeyForm, MemberForm, ProjectForm, UsageFilter, public_names
 from apikeys.models import ApiKey, Membership, Project, UsageHour
 from apikeys.services import LIMIT_FIELDS
@@ -59,7 +58,7 @@ class ApiKeyAdmin(MemberAdmin):
     list_select_related = ("project",)
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return keys_for(request.user, super().get_queryset(request))
+        return access.visible_keys(request.user, super().get_queryset(request))
 
     def get_list_filter(self, request: HttpRequest) -> Any:
         return super().get_list_filter(request) if request.user.has_perm("apikeys.view_apikey") else ()
@@ -71,7 +70,7 @@ class ApiKeyAdmin(MemberAdmin):
         response = super().changelist_view(request, extra_context)
         found = getattr(response, "context_data", None) or {}
         if "cl" in found:
-            today = tokens_today([row.pk for row in found["cl"].result_list], timezone.now())
+            today = access.tokens_today([row.pk for row in found["cl"].result_list], timezone.now())
             for row in found["cl"].result_list:
                 row.tokens_used_today = today.get(row.pk)
         return response
@@ -97,20 +96,22 @@ class ApiKeyAdmin(MemberAdmin):
         return ", ".join(row.allowed_models) if row.allowed_models else "all"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return super().has_add_permission(request) or (self.is_member(request) and owned_by(request.user).exists())
+        return super().has_add_permission(request) or (
+            self.is_member(request) and access.projects_to_make_keys_in(request.user).exists()
+        )
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         if super().has_change_permission(request, obj):
             return True
         if not self.is_member(request):
             return False
-        return obj is None or owned_by(request.user).filter(pk=obj.project_id).exists()
+        return obj is None or access.may_change_keys(request.user, obj.project)
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         """Makes a key; the answer to the POST is the only page that ever shows it."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        owned = owned_by(request.user)
+        owned = access.projects_to_make_keys_in(request.user)
         form = KeyForm(request.POST or None, projects=owned, initial={"project": request.GET.get("project")})
         if request.method == "POST" and form.is_valid():
             asked = form.cleaned_data
@@ -162,7 +163,7 @@ class ApiKeyAdmin(MemberAdmin):
             row=row,
             form=form,
             now=now,
-            today=tokens_today([row.pk], now).get(row.pk),
+            today=access.tokens_today([row.pk], now).get(row.pk),
             by_model=usage.totals(by="model", key=row, since=now - dt.timedelta(days=30)),
             may_change=self.has_change_permission(request, row) and row.revoked_at is None,
         )
@@ -199,7 +200,7 @@ class ProjectAdmin(MemberAdmin):
     search_fields = ("name", "description")
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        rows = super().get_queryset(request).filter(pk__in=projects_for(request.user).values("pk"))
+        rows = super().get_queryset(request).filter(pk__in=access.visible_projects(request.user).values("pk"))
         return rows.annotate(
             members=Count("memberships", distinct=True),
             live_keys=Count("keys", filter=Q(keys__revoked_at__isnull=True), distinct=True),
@@ -228,7 +229,7 @@ class ProjectAdmin(MemberAdmin):
 
     def may_run(self, request: HttpRequest, row: Project) -> bool:
         """Owners run their project's members; its limits are the fleet's to set."""
-        return self.has_change_permission(request, row) or owned_by(request.user).filter(pk=row.pk).exists()
+        return access.may_change_members(request.user, row)
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         if not self.has_add_permission(request):
@@ -363,7 +364,7 @@ class UsageAdmin(MemberAdmin):
         since = since.replace(minute=0, second=0, microsecond=0)
         if days > 1:
             since = since.replace(hour=0)
-        mine = projects_for(request.user)
+        mine = access.projects_with_visible_usage(request.user)
         rows = usage.totals(by=by, since=since, within=mine, **chosen)
         if request.GET.get("format") == "csv":
             lines = usage.csv_lines(rows)

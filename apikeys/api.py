@@ -126,7 +126,7 @@ class KeysViewSet(
     ordering_fields = ["created_at", "name", "last_used_at", "expires_at"]
 
     def get_queryset(self) -> QuerySet[ApiKey]:
-        return super().get_queryset().filter(pk__in=access.visible_keys(self.request.user).values("pk"))
+        return access.visible_keys(self.request.user, super().get_queryset())
 
     @extend_schema(summary="Make a key", request=KeySerializer, responses={201: NewKeySerializer})
     def create(self, request: Request) -> Response:
@@ -136,7 +136,8 @@ class KeysViewSet(
         _require(access.may_change_keys(request.user, project, "add_apikey"), "make keys of this project")
         key = asked.save()
         answer = {**asked.data, "key": asked.text, **asdict(snippets(key, asked.text))}
-        return Response(answer, status=status.HTTP_201_CREATED, headers={"Location": f"{request.path}{key.pk}/"})
+        headers = {"Location": f"{request.path}{key.pk}/", "Cache-Control": "no-store"}
+        return Response(answer, status=status.HTTP_201_CREATED, headers=headers)
 
     def perform_update(self, serializer: KeySerializer) -> None:
         _require(access.may_change_keys(self.request.user, serializer.instance.project), "change keys of this project")

@@ -9,7 +9,7 @@ from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 
-from apikeys.access import keys_for, projects_for
+from apikeys.access import projects_with_visible_usage
 from apikeys.models import ApiKey, Project, ProjectRole, UsageHour
 from apikeys.services import LIMIT_FIELDS
 from templates.forms import PageForm
@@ -109,9 +109,9 @@ class UsageFilter(PageForm):
 
     def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        projects = projects_for(user)
+        projects = projects_with_visible_usage(user)
         self.fields["project"].queryset = projects
-        self.fields["key"].queryset = keys_for(user, ApiKey.objects.all())
+        self.fields["key"].queryset = ApiKey.objects.filter(project__in=projects)
         models = UsageHour.objects.filter(project__in=projects).order_by("model").values_list("model", flat=True)
         self.fields["model"].choices = [("", "all models"), *((name, name) for name in models.distinct())]
         for field in self.fields.values():

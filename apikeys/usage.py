@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,10 @@ log = structlog.get_logger(__name__)
 
 COUNTERS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "duration_ms", "ttft_ms")
 _ROWS_A_STATEMENT = 50  # keeps a statement below SQLite's 999 parameters
+_KEY_ID = re.compile(r"[a-z0-9]{8}")
+_LAST_HOUR = 4_102_444_800  # the year 2100: far from what dates can hold
+_LARGEST_STATUS = 32_767
+_LARGEST_COUNT = 10**15  # thousands of such rows still fit in a 64-bit sum
 _RowId = tuple[dt.datetime, str, str, int]  # hour, key, model, status
 
 
@@ -32,9 +37,10 @@ _RowId = tuple[dt.datetime, str, str, int]  # hour, key, model, status
 def record_batch(batch: UsageBatch, now: dt.datetime) -> bool:
     """Count a gateway's batch; False when it was counted before. Either way it may be acknowledged.
 
-    One transaction: the batch's id and its sums are kept together or not at all. Rows of a key that is gone are
-    logged and left out, so that no batch is delivered for ever.
+    One transaction: the batch's id and its sums are kept together or not at all. Rows of a key that is gone, and rows
+    that no database could keep, are logged and left out, so that no batch is delivered for ever.
     """
+    rows = [row for row in batch.rows if _KEY_ID.fullmatch(row.key_id) and abs(row.hour) <= _LAST_HOUR]
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -42,14 +48,15 @@ def record_batch(batch: UsageBatch, now: dt.datetime) -> bool:
         except IntegrityError:
             log.info("usage.repeated", batch=batch.batch_id)
             return False
-        projects = dict(ApiKey.objects.filter(pk__in={row.key_id for row in batch.rows}).values_list("pk", "project"))
-        sums = _summed(row for row in batch.rows if row.key_id in projects)
+        projects = dict(ApiKey.objects.filter(pk__in={row.key_id for row in rows}).values_list("pk", "project"))
+        kept = [row for row in rows if row.key_id in projects]
+        sums = _summed(kept)
         _add(sums, projects)
         _mark_used(sums)
         transaction.on_commit(lambda: usage_recorded.send(sender=None, key_ids=frozenset(projects)))
-    unknown = {row.key_id for row in batch.rows} - projects.keys()
-    if unknown:
-        log.warning("usage.unknown_keys", batch=batch.batch_id, keys=sorted(unknown))
+    if dropped := len(batch.rows) - len(kept):
+        unknown = sorted({row.key_id for row in batch.rows} - projects.keys())
+        log.warning("usage.rows_dropped", batch=batch.batch_id, count=dropped, unknown_keys=unknown[:20])
     return True
 
 
@@ -58,10 +65,16 @@ def _summed(rows: Iterable[UsageRow]) -> dict[_RowId, dict[str, int]]:
     sums: dict[_RowId, dict[str, int]] = {}
     for row in rows:
         hour = dt.datetime.fromtimestamp(row.hour - row.hour % 3600, dt.UTC)
-        into = sums.setdefault((hour, row.key_id, row.model[:120], row.status), dict.fromkeys(COUNTERS, 0))
+        row_id = (hour, row.key_id, _model_name(row.model), min(max(0, row.status), _LARGEST_STATUS))
+        into = sums.setdefault(row_id, dict.fromkeys(COUNTERS, 0))
         for counter in COUNTERS:
-            into[counter] += max(0, getattr(row, counter))
+            into[counter] += min(max(0, getattr(row, counter)), _LARGEST_COUNT)
     return dict(sorted(sums.items()))
+
+
+def _model_name(text: str) -> str:
+    """What a client asked for may be any text: no NUL, no lone surrogate, no line break goes into the table."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:120])
 
 
 def _add(sums: dict[_RowId, dict[str, int]], projects: dict[str, uuid.UUID]) -> None:
@@ -97,7 +110,10 @@ def _mark_used(sums: dict[_RowId, dict[str, int]]) -> None:
     for hour in sorted(set(newest.values())):
         used = sorted(key_id for key_id, last in newest.items() if last == hour)
         older = Q(last_used_at__isnull=True) | Q(last_used_at__lt=hour)
-        ApiKey.objects.filter(older, pk__in=used).update(last_used_at=hour)
+        stale = ApiKey.objects.filter(older, pk__in=used)
+        # Locked in one order, and not against the rows that point to them: two writers never wait in a circle.
+        locked = list(stale.select_for_update(no_key=True).order_by("pk").values_list("pk", flat=True))
+        ApiKey.objects.filter(older, pk__in=locked).update(last_used_at=hour)
 
 
 def delete_old_batches(before: dt.datetime) -> int:
@@ -262,6 +278,9 @@ def csv_lines(rows: Iterable[UsageTotal]) -> Iterator[str]:
         yield writer.writerow([_cell(getattr(row, name)) for name in names])
 
 
+_FORMULA_STARTS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")  # the latter: full-width ones (OWASP, CSV injection)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
@@ -270,4 +289,4 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     text = str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA_STARTS) else text

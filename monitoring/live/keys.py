@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from apikeys.access import keys_for, projects_for, tokens_today
-from apikeys.models import ApiKey, UsageHour
+from apikeys.access import projects_with_visible_usage, tokens_today, visible_keys
+from apikeys.models import UsageHour
 from monitoring.live.parts import cells, list_digest
 
 KEY_CELLS = ("status", "used", "today")
 
 
 def render_keys(ask: Any) -> dict[str, str]:
-    mine = keys_for(ask.user, ApiKey.objects.all())
+    mine = visible_keys(ask.user)
     found = list_digest(mine)
     rows = list(mine.filter(pk__in=ask.pks).select_related("project"))
     today = tokens_today([row.pk for row in rows], ask.now)
@@ -23,7 +23,7 @@ def render_keys(ask: Any) -> dict[str, str]:
 
 def render_usage(ask: Any) -> dict[str, str]:
     """The page reads itself again when a request was accounted: its filters are in its own address."""
-    rows = UsageHour.objects.filter(project__in=projects_for(ask.user))
+    rows = UsageHour.objects.filter(project__in=projects_with_visible_usage(ask.user))
     return list_digest(rows, newest="hour") | _requests(rows)
 
 

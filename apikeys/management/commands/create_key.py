@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 from django.utils import timezone
 
 from apikeys.errors import KeysError
@@ -22,11 +23,11 @@ class Command(BaseCommand):
         parser.add_argument("--model", action="append", default=[], help="model it may use, repeatable; default: all")
 
     def handle(self, *, project: str, name: str, model: list[str], **options: Any) -> None:
+        now = timezone.now()
         try:
-            tenant = Project.objects.filter(name=project).first() or create_project(project)
-            _, text = create_key(
-                project=tenant, name=name, allowed_models=model, actor="create_key", now=timezone.now()
-            )
+            with transaction.atomic():  # a key that is refused leaves no project behind
+                tenant = Project.objects.filter(name=project).first() or create_project(project)
+                _, text = create_key(project=tenant, name=name, allowed_models=model, actor="create_key", now=now)
         except KeysError as error:
             raise CommandError(f"{error.message} {error.remedy}") from error
         self.stdout.write(text)
