@@ -305,7 +305,9 @@ def state_of(
         return InstanceState.STARTING, memory.reason
     if memory.doing is Doing.FETCH or (memory.fetch_failures and now < memory.retry_at):
         return InstanceState.FETCHING, memory.reason
-    if memory.failures or unit is not None:  # one that is dead, not collected yet
+    if unit is not None:  # dead, not collected yet
+        return InstanceState.BACKOFF, "it ended"
+    if memory.failures:
         return InstanceState.BACKOFF, memory.reason
     return InstanceState.PENDING, memory.reason
 

@@ -21,6 +21,7 @@ import pytest_asyncio
 from agent.home import AgentHome
 from agent.join import join
 from agent.main import Agent, stop_engines
+from agent.reconcile import PATIENCE, Patience
 from tests.agent.master import TestMaster
 from wire.engine import EngineSpec, FailureHint, Readiness, RuntimeKind, spec_hash
 from wire.manifest import Manifest, ManifestFile
@@ -94,11 +95,11 @@ async def home(folder: Path, master: TestMaster) -> AsyncIterator[AgentHome]:
 
 
 @contextlib.asynccontextmanager
-async def running(home: AgentHome) -> AsyncIterator[Agent]:
+async def running(home: AgentHome, patience: Patience = PATIENCE) -> AsyncIterator[Agent]:
     """An agent within this process."""
     identity = home.identity()
     assert identity is not None
-    agent = Agent(home, identity, home.config())
+    agent = Agent(home, identity, home.config(), patience)
     task = asyncio.create_task(agent.run())
     try:
         yield agent
@@ -144,7 +145,14 @@ def manifest_of(master: TestMaster, files: dict[str, bytes]) -> Manifest:
 
 
 def make_llama(
-    master: TestMaster, runtime: RuntimeKind, *, instance_id: str = "inst-1", model: bytes | None = None
+    master: TestMaster,
+    runtime: RuntimeKind,
+    *,
+    instance_id: str = "inst-1",
+    model: bytes | None = None,
+    readiness: Readiness | None = None,
+    stop_grace_s: float = 5,
+    gpu_indexes: tuple[int, ...] = (),
 ) -> InstanceSpec:
     """The real engine on the real model (or on `model`)."""
     manifest = manifest_of(master, {"model.gguf": MODEL_FILE.read_bytes() if model is None else model})
@@ -156,8 +164,9 @@ def make_llama(
             *("--host", "{host}", "--port", "{port}", "-m", "{model_dir}/model.gguf"),
             *("-c", "256", "-np", "1", "-t", "1", "-ngl", "0", "-fit", "off", "--no-warmup"),
         ),
-        readiness=Readiness(start_timeout_s=60),
-        stop_grace_s=5,
+        readiness=readiness or Readiness(start_timeout_s=60),
+        stop_grace_s=stop_grace_s,
+        gpu_indexes=gpu_indexes,
         failure_hints=(
             FailureHint(
                 pattern="failed to load model|invalid magic",

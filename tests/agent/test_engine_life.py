@@ -11,16 +11,30 @@ import psutil
 import pytest
 
 from agent.home import AgentHome
-from tests.agent.conftest import agent_process, is_alive, make_llama, running
+from agent.reconcile import Patience
+from agent.records import Records
+from tests.agent.conftest import (
+    MODEL_FILE,
+    agent_process,
+    is_alive,
+    make_llama,
+    make_script,
+    manifest_of,
+    running,
+)
 from tests.agent.master import TestMaster
-from wire.engine import RuntimeKind
-from wire.messages import InstanceState, ObservedInstance, TailLogs
+from wire.engine import Readiness, RuntimeKind
+from wire.messages import InstanceState, LastExit, ObservedInstance, TailLogs
 
 pytestmark = pytest.mark.asyncio
 
 
 def is_ready(instance: ObservedInstance) -> bool:
     return instance.state is InstanceState.READY
+
+
+def has_backed_off(instance: ObservedInstance) -> bool:
+    return instance.state is InstanceState.BACKOFF and bool(instance.exits)
 
 
 def pid_of(instance: ObservedInstance) -> int:
@@ -108,3 +122,136 @@ async def test_a_model_file_that_is_no_gguf_ends_with_the_engines_own_words(
     assert last.exit_code not in (0, None)
     assert any("failed to load model" in line for line in last.lines)
     assert [each.attempt for each in seen.exits] == [1, 2]
+    assert seen.state in (InstanceState.BACKOFF, InstanceState.STARTING)
+
+
+async def test_a_model_file_that_was_cut_short_ends_with_the_engines_own_words(
+    master: TestMaster, home: AgentHome
+) -> None:
+    cut = MODEL_FILE.read_bytes()[: 2**20]
+    master.envelope = master.seal_state(make_llama(master, RuntimeKind.PROCESS, model=cut), generation=1)
+    async with running(home):
+        seen = await master.until_instance("inst-1", has_backed_off)
+    (last,) = seen.exits
+    assert last.cause == "The model's file is damaged or of another kind."
+    assert seen.reason.startswith("it ended with exit code 1: The model's file is damaged")
+    assert seen.retry_at > last.at
+    assert any("not within the file bounds" in line or "failed to load model" in line for line in last.lines)
+
+
+async def test_an_engine_that_does_not_become_ready_in_time_is_stopped_and_backs_off(
+    master: TestMaster, home: AgentHome, runtime: RuntimeKind
+) -> None:
+    never = Readiness(path="/no-such-path", start_timeout_s=1.5)
+    master.envelope = master.seal_state(make_llama(master, runtime, readiness=never), generation=1)
+    async with running(home):
+        seen = await master.until_instance("inst-1", has_backed_off)
+    assert seen.reason == "not ready after 1.5 s"
+    assert seen.exits[-1].cause == "not ready after 1.5 s"
+    assert seen.exits[-1].lines, "what it said meanwhile is kept"
+    assert seen.port == 0
+
+
+async def test_an_engine_that_stops_answering_is_unhealthy_then_killed_and_started_again(
+    master: TestMaster, home: AgentHome, runtime: RuntimeKind
+) -> None:
+    short = Patience(probe_every_s=0.1, probe_timeout_s=0.3, unhealthy_after_s=0.8, kill_after_s=2)
+    master.envelope = master.seal_state(make_llama(master, runtime, stop_grace_s=0.2), generation=1)
+    async with running(home, short):
+        first = await master.until_instance("inst-1", is_ready)
+        os.kill(pid_of(first), signal.SIGSTOP)
+        silent = await master.until_instance("inst-1", lambda each: each.state is InstanceState.UNHEALTHY)
+        assert silent.unit_id == first.unit_id
+        assert silent.reason == "no answer to its check for more than 0.8 s"
+        second = await master.until_instance("inst-1", lambda each: each.restarts >= 1 and is_ready(each))
+    assert second.unit_id != first.unit_id
+    assert second.exits[0].cause.startswith("did not answer its check for"), "not: want of memory"
+    assert second.exits[0].exit_code == 137
+
+
+@pytest.mark.docker
+async def test_a_gpu_that_docker_cannot_give_is_said_and_leaves_no_container(
+    master: TestMaster, home: AgentHome, llama_image: str
+) -> None:
+    spec = make_llama(master, RuntimeKind.DOCKER, gpu_indexes=(0,))
+    master.envelope = master.seal_state(spec, generation=1)
+    async with running(home):
+        seen = await master.until_instance("inst-1", has_backed_off)
+        assert seen.unit_id == ""
+    assert seen.exits[-1].cause == "Docker on this server cannot give GPUs to containers."
+    assert "NVIDIA container toolkit" in seen.exits[-1].remedy
+    assert seen.exits[-1].lines[0].startswith("Docker could not start the container: could not select device driver")
+
+
+async def test_ends_are_kept_over_restarts_of_the_agent(master: TestMaster, home: AgentHome) -> None:
+    master.envelope = master.seal_state(make_script("echo I cannot; exit 3"), generation=1)
+    async with running(home):
+        await master.until_instance("inst-1", lambda each: len(each.exits) == 2)
+    master.received.clear()
+    async with running(home):
+        seen = await master.until_instance("inst-1", lambda each: len(each.exits) >= 3)
+    assert [each.attempt for each in seen.exits][:3] == [1, 2, 3]
+    assert {each.exit_code for each in seen.exits} == {3}
+    assert seen.exits[0].lines == ("I cannot",)
+    assert seen.exits[0].command[-2:] == ("-c", "echo I cannot; exit 3")
+
+
+async def test_at_most_five_ends_are_kept_the_newest(home: AgentHome) -> None:
+    records = Records(home)
+    for attempt in range(1, 8):
+        last = LastExit(attempt=attempt, exit_code=1, at=0.0, ran_s=0.0, command=(), lines=())
+        records.add_exit("inst-1", last)
+    assert [each.attempt for each in Records(home).get("inst-1").exits] == [3, 4, 5, 6, 7]
+
+
+async def test_an_engine_that_dies_while_no_agent_runs_is_started_by_the_next(
+    master: TestMaster, home: AgentHome
+) -> None:
+    master.envelope = master.seal_state(make_script("echo last words; exec sleep 300"), generation=1)
+    async with running(home):
+        first = await master.until_instance("inst-1", lambda each: bool(each.unit_id))
+    os.kill(int(first.unit_id), signal.SIGKILL)
+    master.received.clear()
+    async with running(home):
+        second = await master.until_instance("inst-1", lambda each: each.restarts == 1 and bool(each.port))
+    assert second.unit_id != first.unit_id
+    assert second.exits[0].lines == ("last words",)
+
+
+async def test_a_changed_spec_ends_the_old_engine_before_the_new_one_starts(
+    master: TestMaster, home: AgentHome
+) -> None:
+    master.envelope = master.seal_state(make_script("exec sleep 300"), generation=1)
+    async with running(home):
+        first = await master.until_instance("inst-1", lambda each: bool(each.unit_id))
+        await master.want(make_script("exec sleep 301"), make_script("exec sleep 302", instance_id="b"), generation=2)
+        second = await master.until_instance("inst-1", lambda each: each.unit_id not in ("", first.unit_id))
+        await master.until_instance("b", lambda each: bool(each.port))
+    assert second.unit_id != first.unit_id
+    assert not is_alive(int(first.unit_id))
+    assert second.exits == (), "it was asked to go: that is no failure"
+
+
+async def test_a_blob_that_comes_to_the_master_later_is_fetched_without_being_told(
+    master: TestMaster, home: AgentHome
+) -> None:
+    manifest = manifest_of(master, {"weights": b"w"})
+    data = master.blobs.pop(manifest.files[0].sha256)
+    spec = make_script("cat {model_dir}/weights; exec sleep 300", manifest=manifest)
+    master.envelope = master.seal_state(spec, generation=1)
+    async with running(home):
+        waits = await master.until_instance("inst-1", lambda each: bool(each.reason))
+        assert waits.state is InstanceState.FETCHING
+        assert waits.reason.startswith("the master does not have weights")
+        master.put_blob(data)
+        await master.until_instance("inst-1", lambda each: bool(each.port))
+
+
+async def test_load_and_facts_come_with_the_first_heartbeat(master: TestMaster, home: AgentHome) -> None:
+    async with running(home) as agent:
+        await master.until(lambda: bool(master.metrics()), 10)
+        facts = master.hellos()[0].facts
+        assert facts.relay_port == agent.relay.port
+        assert facts.addresses == ("127.0.0.1",)
+        (process,) = [info for info in facts.runtimes if info.kind is RuntimeKind.PROCESS]
+        assert "llama-server" in process.programs

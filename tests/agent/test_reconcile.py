@@ -250,7 +250,7 @@ def test_what_cannot_run_here_is_looked_at_again_only_where_that_can_help() -> N
 def test_an_adopted_engine_that_dies_is_shown_as_backing_off_not_as_fetching() -> None:
     dead = after_exit(remembered(make_spec(), None), "it ended with exit code unknown", NOW)
     assert state_of(make_spec(), None, dead, NOW) == (InstanceState.BACKOFF, "it ended with exit code unknown")
-    assert state_of(make_spec(), make_unit(running=False), None, NOW)[0] is InstanceState.BACKOFF
+    assert state_of(make_spec(), make_unit(running=False), None, NOW) == (InstanceState.BACKOFF, "it ended")
 
 
 def test_a_fetch_that_failed_is_shown_as_fetching_with_its_reason_until_it_works() -> None:
