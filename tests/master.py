@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import requests
 from django.db import connection, connections
@@ -100,7 +101,7 @@ def test_database_url() -> str:
     chosen = connection.settings_dict
     if connection.vendor == "sqlite":
         return f"sqlite:///{chosen['NAME']}"
-    user, host, port = chosen["USER"], chosen["HOST"], chosen["PORT"]
+    user, host, port = chosen["USER"], quote(chosen["HOST"], safe=""), chosen["PORT"]  # a socket's folder, too
     password = f":{chosen['PASSWORD']}" if chosen["PASSWORD"] else ""
     return f"postgres://{user}{password}@{host}:{port or 5432}/{chosen['NAME']}"
 
