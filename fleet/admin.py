@@ -6,7 +6,6 @@ import datetime as dt
 from typing import Any
 
 from django import forms
-from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Model, Q
@@ -16,6 +15,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from fleet import services
+from fleet.join import join_command, unreachable
 from fleet.load import load_shares, node_status
 from fleet.models import Availability, Gateway, JoinToken, Role, Server
 from templates.base import PageAdmin, told
@@ -142,15 +142,16 @@ class ServerAdmin(PageAdmin):
                     created_by=request.user,
                     now=timezone.now(),
                 )
-        module = "gateway" if form.data.get("role") == Role.GATEWAY else "agent"
+        role = Role.GATEWAY if form.data.get("role") == Role.GATEWAY else Role.AGENT
         return self.page(
             request,
             "stokehold/server_add.html",
             "Add a server",
             form=form,
             token=token,
-            module=module,
-            link_url=link_url(request),
+            module=role.value,
+            command=join_command(role.value, token, request.get_host().rsplit(":", 1)[0]),
+            unreachable=unreachable(),
             hours=form.cleaned_data.get("hours") if token else None,
         )
 
@@ -318,10 +319,3 @@ class JoinTokenAdmin(PageAdmin):
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
-
-
-def link_url(request: HttpRequest) -> str:
-    """Address that a new node reaches this master at: the host that the person's browser used, on the link port."""
-    configured = str(settings.LINK_BASE_URL)
-    host = request.get_host().rsplit(":", 1)[0]
-    return configured if "127.0.0.1" not in configured else f"https://{host}:{settings.LINK_PORT}"

@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 DEFAULT_TTL = dt.timedelta(hours=1)
 MAX_TTL = dt.timedelta(days=7)
 MAX_ADDRESSES = 32
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
@@ -221,17 +222,29 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def join_command(role: str, token: str) -> str:
-    """The shell command to run on the machine that is to join."""
-    return f"./stokehold {role} join --master {link_url()} --token {token}"
+def join_command(role: str, token: str, seen_as: str = "") -> str:
+    """The shell command to run on the machine that is to join: it joins and goes on running.
+
+    `seen_as` is the host name by which a person just reached this master: another machine may do the same.
+    """
+    return f"./stokehold {role} run --home ~/stokehold-{role} --master {link_url(seen_as)} --token {token}"
 
 
-def link_url() -> str:
+def unreachable() -> str:
+    """Why no other machine can join now; empty when nothing speaks against it."""
+    listen = settings.OPTIONS.get("listen", "")
+    if listen in _LOOPBACK:
+        return f"This master listens on {listen} only: `./stokehold down`, then `./stokehold up --listen 0.0.0.0`."
+    return ""
+
+
+def link_url(seen_as: str = "") -> str:
     """Address of the link port as other machines see it: a loopback one is replaced by this host's own."""
     parts = urlsplit(settings.LINK_BASE_URL)
-    if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+    if parts.hostname not in _LOOPBACK:
         return settings.LINK_BASE_URL
-    return f"https://{_outward_address()}:{parts.port or 443}"
+    host = _outward_address() if seen_as in ("", *_LOOPBACK) else seen_as
+    return f"https://{host}:{parts.port or 443}"
 
 
 def _outward_address() -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 
 import msgspec
 import pytest
 from django.core.management import call_command
-from pytest_django import DjangoAssertNumQueries
+from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
 
+from agent.__main__ import _parser as agent_parser
 from fleet.models import JoinToken, Server
 from fleet.services import create_join_token, revoke_server
 from tests.factories import make_ready_gateway, make_server
@@ -102,8 +104,9 @@ def test_nobody_reads_without_an_account(path: str, anonymous_api: APIClient) ->
 def test_a_new_token_is_shown_once_with_the_command_for_the_new_machine(api: APIClient) -> None:
     made = api.post("/api/v1/join-tokens/", {"note": "rack b2", "ttl_s": 600}).json()
     token = tokens.parse_join_token(made["token"])
-    assert made["command"].startswith("./stokehold agent join --master https://")
+    assert made["command"].startswith("./stokehold agent run --home ~/stokehold-agent --master https://")
     assert made["command"].endswith(f"--token {made['token']}")
+    assert agent_parser().parse_args(shlex.split(made["command"])[2:]).token == made["token"]
     assert made["created_by"] == "root"
     shown = api.get("/api/v1/join-tokens/").json()["results"][0]
     assert (shown["token_id"], shown["usable"], "token" in shown) == (token.token_id, True, False)
@@ -128,8 +131,19 @@ def test_the_command_prints_a_token_and_what_to_run(capsys: pytest.CaptureFixtur
     call_command("join_token", "--role", "gateway", "--note", "edge")
     printed = capsys.readouterr().out
     assert tokens.parse_join_token(printed.splitlines()[0])
-    assert "./stokehold gateway join --master https://" in printed
+    assert "./stokehold gateway run --home ~/stokehold-gateway --master https://" in printed
     assert JoinToken.objects.get().note == "edge"
+
+
+def test_the_command_says_when_no_other_machine_can_join(
+    capsys: pytest.CaptureFixture[str], settings: Settings
+) -> None:
+    settings.OPTIONS = {"listen": "127.0.0.1"}
+    call_command("join_token")
+    assert "up --listen 0.0.0.0" in capsys.readouterr().err
+    settings.OPTIONS = {"listen": "0.0.0.0"}
+    call_command("join_token")
+    assert "up --listen" not in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ joining

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from fleet.join import join_command
+from fleet.join import join_command, unreachable
 from fleet.models import Role
 from fleet.services import FleetError, create_join_token
 
@@ -40,3 +40,5 @@ class Command(BaseCommand):
             return
         self.stdout.write(token)
         self.stdout.write(f"\nRun this on the new machine within {options['ttl']:g} minutes:\n\n  {command}\n")
+        if why := unreachable():
+            self.stderr.write(f"No other machine can join yet. {why}")
