@@ -153,8 +153,8 @@ def delete(deployment: Deployment, *, now: datetime, actor: str = "", if_version
 
 def _current(pk: int, if_version: int | None) -> Deployment:
     """The row as it is now, locked where the database can: changes at the same time come one after the other."""
-    rows = Deployment.objects.select_for_update(of=("self",)).select_related("revision__model_version__model")
-    current = rows.get(pk=pk)
+    Deployment.objects.select_for_update().get(pk=pk)  # alone: one that waited would see what it joins as it was before
+    current = Deployment.objects.select_related("revision__model_version__model").get(pk=pk)
     if current.deleted_at is not None:
         raise BeingDeleted(f"{current.name} is being deleted")
     if if_version is not None and current.version != if_version:
@@ -170,9 +170,7 @@ def _bump(current: Deployment, values: dict[str, Any], now: datetime) -> None:
 
 
 def _conflict(name: str, version: int) -> VersionConflict:
-    return VersionConflict(
-        f"{name} was changed meanwhile: it is at version {version} now", current_version=version
-    )
+    return VersionConflict(f"{name} was changed meanwhile: it is at version {version} now", current_version=version)
 
 
 def _revised(current: Deployment, changes: dict[str, Any], actor: str) -> Revision | None:

