@@ -46,7 +46,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     docker: bool | None = None  # False: never; None and True: where a daemon answers
     relay_port: int = 0  # 0: 8444 where it is free, else any; then kept
     relay_host: str = "0.0.0.0"
-    disk_quota_bytes: int | None = None  # of blobs; None: keep everything
+    disk_quota_bytes: int | None = None  # of blobs; None: keep all while there is room
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from agent.errors import AgentError
-from agent.operations import Operations
+from agent.operations import Operations, Outcome
 from agent.reconcile import (
     PATIENCE,
     Action,
@@ -44,6 +44,7 @@ LOOK_EVERY_S = 1.0
 _LONGEST_WAIT_S = 1.0
 _SHORTEST_WAIT_S = 0.05
 _MEMORY_EVERY_S = 5.0
+_AGAIN_AFTER_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -244,17 +245,13 @@ class Supervisor:
         self._tasks[instance_id] = task
 
     async def _perform(self, instance_id: str, action: Action) -> None:
-        """Do it, then remember what came of it. A failure that nobody foresaw is logged and backs off like a crash."""
-        memory = self._memories[instance_id]
+        """Do it, then remember what came of it."""
         try:
-            outcome = await self._operations.perform(action, memory, self._wanted().get(instance_id))
+            outcome = await self._attempt(instance_id, action)
         except asyncio.CancelledError:
             self._memories[instance_id] = replace(self._memories[instance_id], doing=None)
             self._wake.set()
             raise
-        except Exception as error:
-            log.exception("instance.operation_failed", instance=instance_id, action=type(action).__name__)
-            outcome = self._operations.failed_unforeseen(memory, error)
         finally:
             self._tasks.pop(instance_id, None)
             if self._first:
@@ -271,6 +268,16 @@ class Supervisor:
         else:
             self._memories[instance_id] = replace(outcome.memory, doing=None)
         self._wake.set()
+
+    async def _attempt(self, instance_id: str, action: Action) -> Outcome:
+        """A failure that nobody foresaw is logged, and backs off like a crash."""
+        memory = self._memories[instance_id]
+        try:
+            return await self._operations.perform(action, memory, self._wanted().get(instance_id))
+        except Exception as error:
+            log.exception("instance.operation_failed", instance=instance_id, action=type(action).__name__)
+            await asyncio.sleep(_AGAIN_AFTER_S)  # a stop or collect has no back-off of its own
+            return self._operations.failed_unforeseen(memory, error)
 
     def _publish(self) -> None:
         """Set `changed` when there is news; the size of memory alone is none."""

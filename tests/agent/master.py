@@ -65,6 +65,8 @@ class TestMaster:
         self.blobs: dict[str, bytes] = {}
         self.blob_ranges: list[str] = []
         self.break_after_bytes: int | None = None
+        self.hold_blobs = False
+        self.blobs_given_up = 0
         self.received: list[AgentMessage] = []
         self.envelope: Envelope | None = None
         self.news = asyncio.Condition()
@@ -110,7 +112,7 @@ class TestMaster:
         app.router.add_post(JOIN_PATH, self._join)
         app.router.add_get("/api/v1/blobs/{sha256}", self._blob)
         app.router.add_get(AGENT_LINK_PATH, self._link)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=context, reuse_address=True)
         await site.start()
@@ -178,6 +180,11 @@ class TestMaster:
         found = [each for each in observed.instances if each.instance_id == instance_id] if observed else []
         return found[0] if found else None
 
+    def history(self, instance_id: str) -> list[ObservedInstance]:
+        """All that was ever said of it, oldest first."""
+        states = [each.instances for each in self.received if isinstance(each, Observed)]
+        return [each for instances in states for each in instances if each.instance_id == instance_id]
+
     def hellos(self) -> list[Hello]:
         return [each for each in self.received if isinstance(each, Hello)]
 
@@ -225,6 +232,11 @@ class TestMaster:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         response = web.StreamResponse(status=206 if start else 200, headers=headers)
         await response.prepare(request)
+        if self.hold_blobs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.blobs_given_up += 1
         if self.break_after_bytes is not None:
             await response.write(data[start : start + self.break_after_bytes])
             self.break_after_bytes = None

@@ -14,6 +14,7 @@ import pytest_asyncio
 from agent.home import AgentHome
 from agent.relay import Relay
 from tests.agent.master import SERVER_ID, TestMaster
+from tests.ports import free_port
 from wire import certs
 
 pytestmark = pytest.mark.asyncio
@@ -57,7 +58,7 @@ async def door(home: AgentHome) -> AsyncIterator[Door]:
     made = Door(home)
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.ports["inst-1"] = server.sockets[0].getsockname()[1]
-    await made.relay.start("127.0.0.1", 0)
+    await made.relay.start("127.0.0.1", free_port())  # 8444 is contended by test processes
     yield made
     await made.relay.close()
     server.close()

@@ -17,15 +17,22 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from agent.download import MasterBlobs
 from agent.errors import CannotRun, RuntimeUnavailable
 from agent.home import AgentConfig, AgentHome
 from agent.main import stop_engines
+from agent.operations import Operations
+from agent.reconcile import Unit
+from agent.records import Records
+from agent.runtimes.base import Ended, Runtime
 from agent.runtimes.docker import DockerRuntime
 from agent.runtimes.process import LOG_LIMIT_BYTES, ProcessRecord, ProcessRuntime, cut, free_port
+from agent.store import Store
+from agent.supervise import Supervisor
 from tests.agent.conftest import MODEL_FILE, is_alive, make_llama, make_script, running, until
 from tests.agent.master import TestMaster
 from wire.engine import RuntimeKind
-from wire.messages import InstanceSpec, InstanceState
+from wire.messages import DesiredState, InstanceSpec, InstanceState
 
 pytestmark = pytest.mark.asyncio
 
@@ -216,6 +223,41 @@ async def test_a_record_of_another_boot_never_kills_a_stranger_with_the_same_num
     finally:
         os.kill(member, signal.SIGKILL)
     assert await runtime.units() == []
+
+
+class BrokenStop(ProcessRuntime):
+    """Fails in a way that nobody foresaw, until it is mended."""
+
+    stops = 0
+    mended = False
+
+    async def stop(self, unit: Unit, grace_s: float) -> Ended:
+        self.stops += 1
+        if not self.mended:
+            raise ValueError("nobody foresaw this")
+        return await super().stop(unit, grace_s)
+
+
+async def test_a_stop_that_fails_unforeseen_is_tried_again_but_never_in_a_tight_loop(home: AgentHome) -> None:
+    identity = home.identity()
+    assert identity is not None
+    runtime, records = BrokenStop(home, home.config()), Records(home)
+    unit = await runtime.start(make_script("exec sleep 300"), home.path, 0)
+    store = Store(home.path, MasterBlobs(identity, lambda: ""))
+    runtimes: dict[RuntimeKind, Runtime] = {RuntimeKind.PROCESS: runtime}
+    nothing = DesiredState(server_id=identity.node_id, generation=1)
+    supervisor = Supervisor(runtimes, records, Operations(runtimes, records, store), lambda: nothing)
+    running_it = asyncio.create_task(supervisor.run())
+    try:
+        await until(lambda: runtime.stops >= 2)
+        assert runtime.stops == 2, "a second apart"
+        runtime.mended = True
+        await until(lambda: not is_alive(int(unit.unit_id)))
+        await until(lambda: supervisor.observed() == ())
+        assert runtime.stops == 3
+    finally:
+        running_it.cancel()
+        await asyncio.gather(running_it, return_exceptions=True)
 
 
 async def test_what_an_engine_started_dies_with_it(home: AgentHome) -> None:
