@@ -32,7 +32,11 @@ def clean_store() -> None:
 
 
 BEAT = {
-    "models-heal-imports": {"task": "models_registry.heal_imports", "schedule": 15.0},
+    "models-heal-imports": {
+        "task": "models_registry.heal_imports",
+        "schedule": 10.0,
+        "options": {"expire_seconds": 10},  # looks that came too late do not pile up behind long imports
+    },
     "models-expire-imports": {"task": "models_registry.expire_imports", "schedule": 900.0},
     "models-clean-store": {"task": "models_registry.clean_store", "schedule": crontab(hour=3, minute=40)},
 }
