@@ -85,7 +85,8 @@ def apply_outcome(
         if told:
             Deployment.objects.filter(pk=deployment.pk).update(explanation=explanation, refusals=refusals)
         by_id = {one.id: one for one in subject.instances}
-        moved = [_move(deployment, by_id[move.instance_id], move, narrator, now) for move in outcome.moves]
+        moves = sorted(outcome.moves, key=lambda move: move.instance_id)  # the order in which reports lock them, too
+        moved = [_move(deployment, by_id[move.instance_id], move, narrator, now) for move in moves]
         for placement in outcome.placements:
             _create(deployment, placement, narrator, now)
         narrator.tell(deployment, news, outcome, now)

@@ -40,7 +40,9 @@ class Narrator:
         return narrator
 
     def news(self, deployment: Deployment, subject: Subject, outcome: Outcome) -> list[str]:
-        """Kinds of events that this outcome is the first to call for."""
+        """Kinds of events that this outcome is the first to call for; none when nothing should run."""
+        if subject.wanted.replicas == 0:
+            return []
         placement_before = self.placement.get(deployment.pk, "deployment.placeable")
         placement = "deployment.unplaceable" if outcome.unplaceable else "deployment.placeable"
         rollout_before = self.rollout.get(deployment.pk, "rollout.finished")
@@ -129,8 +131,6 @@ class Narrator:
 
 
 def _rollout_kind(before: str, deployment: Deployment, subject: Subject, outcome: Outcome) -> str:
-    if subject.wanted.replicas == 0:
-        return before
     if outcome.halted:
         return "rollout.halted"
     if outcome.updating:

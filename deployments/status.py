@@ -57,6 +57,7 @@ def statuses(deployments: QuerySet[Deployment] | Iterable[Deployment]) -> dict[i
             "server__name",
             "server__revoked_at",
             "server__state__lost_at",
+            "server__state__rejected",
         )
     )
     by_deployment: dict[int, list[dict]] = defaultdict(list)
@@ -91,8 +92,14 @@ def _going_down(deployment: Deployment, instances: list[dict], ready: int) -> De
     if instances:
         what = "being deleted" if deployment.deleted_at else "being stopped"
         left = ", ".join(sorted({row["server__name"] or "a removed server" for row in instances}))
-        return DeploymentStatus(DeploymentState.STOPPING, ready, 0, f"{what}: {len(instances)} left on {left}")
+        refusing = sorted({_refusing(row) for row in instances if row["server__state__rejected"]})
+        reason = "; ".join([f"{what}: {len(instances)} left on {left}", *refusing])
+        return DeploymentStatus(DeploymentState.STOPPING, ready, 0, reason)
     return DeploymentStatus(DeploymentState.STOPPED, 0, 0, "" if deployment.replicas else "it has 0 replicas")
+
+
+def _refusing(row: dict) -> str:
+    return f"{row['server__name']} refuses its desired state: {row['server__state__rejected']}"
 
 
 def _is_away(row: dict) -> bool:
@@ -112,6 +119,8 @@ def _waiting(rows: list[dict]) -> str:
         name = row["server__name"] or "a removed server"
         if _is_away(row):
             told.append(f"{name} is lost")
+        elif row["server__state__rejected"]:
+            told.append(_refusing(row))
         else:
             told.append(f"{row['state']} on {name}" + (f": {row['reason']}" if row["reason"] else ""))
     return "; ".join(dict.fromkeys(told[:3]))

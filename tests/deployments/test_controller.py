@@ -306,6 +306,15 @@ def test_what_fits_nowhere_is_told_once_with_every_reason_and_placed_when_there_
     assert told("deployment.placeable") == 1
 
 
+def test_stopping_what_fits_nowhere_is_not_told_as_a_place_found(world: Agents) -> None:
+    deployment = deploy(world)
+    world.run(2)
+    services.stop(deployment, now=world.now)
+    world.run(2)
+    assert state(deployment) == "stopped"
+    assert (told("deployment.unplaceable"), told("deployment.placeable")) == (1, 0)
+
+
 def test_without_a_server_it_says_so(world: Agents) -> None:
     deployment = deploy(world)
     world.run(2)

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from deployments import services
-from deployments.models import Deployment, Phase, Revision
+from deployments.models import Deployment, Instance, Phase, Revision
 from fleet.services import mark_lost, revoke_server
 from tests.factories import make_deployment, make_instance, make_server
 
@@ -25,8 +25,9 @@ def reason(deployment: Deployment) -> str:
     return services.status_of(deployment).reason
 
 
-def instance(deployment: Deployment, name: str = "a", **fields):
-    return make_instance(deployment=deployment, server=make_server(name=name, now=NOW), now=NOW, **fields)
+def instance(deployment: Deployment, name: str = "a", *, rejected: str = "", **fields) -> Instance:
+    server = make_server(name=name, now=NOW, state={"rejected": rejected})
+    return make_instance(deployment=deployment, server=server, now=NOW, **fields)
 
 
 def test_nothing_placed_yet_is_starting() -> None:
@@ -103,6 +104,16 @@ def test_a_stopped_one_is_stopping_until_its_last_instance_has_ended() -> None:
     one.phase = Phase.ENDED
     one.save()
     assert status(deployment) == ("stopped", 0, 0)
+
+
+def test_a_server_that_refuses_its_desired_state_is_named() -> None:
+    deployment = make_deployment()
+    one = instance(deployment, rejected="bad signature", ready=False)
+    assert reason(deployment) == "a refuses its desired state: bad signature"
+    deployment.running, one.phase = False, Phase.STOP
+    deployment.save()
+    one.save()
+    assert reason(deployment) == "being stopped: 1 left on a; a refuses its desired state: bad signature"
 
 
 def test_zero_replicas_are_stopped_and_say_so() -> None:
