@@ -175,8 +175,10 @@ class Operations:
             log.warning("instance.runtime_silent", instance=unit.instance_id, reason=error.message)
             await asyncio.sleep(_AGAIN_AFTER_S)  # the unit is still there: asked for again
             return Outcome(memory)
-        log.info("instance.stopped", instance=unit.instance_id, unit=unit.unit_id, exit_code=ended.exit_code)
+        exit_code = ended.exit_code if ended is not None else None
+        log.info("instance.stopped", instance=unit.instance_id, unit=unit.unit_id, exit_code=exit_code)
         if failed:
+            ended = ended or Ended(exit_code=None, lines=(), command=(), ran_s=0.0)
             memory = after_exit(memory, self._keep_exit(unit.instance_id, ended, reason), time.monotonic())
         return Outcome(memory, gone=(unit,))
 
@@ -187,6 +189,8 @@ class Operations:
             log.warning("instance.runtime_silent", instance=unit.instance_id, reason=error.message)
             await asyncio.sleep(_AGAIN_AFTER_S)  # the unit is still there: asked for again
             return Outcome(memory)
+        if ended is None:
+            return Outcome(memory, gone=(unit,))  # the look that saw it was older than its removal
         reason = self._keep_exit(unit.instance_id, ended, "")
         return Outcome(after_exit(memory, reason, time.monotonic()), gone=(unit,))
 

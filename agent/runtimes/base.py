@@ -50,11 +50,11 @@ class Runtime(Protocol):
             StartFailed: the runtime refused.
         """
 
-    async def stop(self, unit: Unit, grace_s: float) -> Ended:
-        """SIGTERM, `grace_s`, SIGKILL; then as `collect`. Fine for a unit that is gone."""
+    async def stop(self, unit: Unit, grace_s: float) -> Ended | None:
+        """SIGTERM, `grace_s`, SIGKILL; then as `collect`."""
 
-    async def collect(self, unit: Unit) -> Ended:
-        """Read a dead unit's end and remove it. Fine for a unit that is gone."""
+    async def collect(self, unit: Unit) -> Ended | None:
+        """Read a dead unit's end and remove it. None: it is gone already, or it never ran."""
 
     async def tail(self, instance_id: str, lines: int) -> tuple[str, ...]:
         """Last lines of the instance's output, oldest first; empty when there is none."""

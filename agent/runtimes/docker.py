@@ -130,7 +130,7 @@ class DockerRuntime:
         starting = asyncio.create_task(self._call(lambda client: self._start(client, spec, model_dir)))
         return await asyncio.shield(starting)  # a start is never left half done
 
-    async def stop(self, unit: Unit, grace_s: float) -> Ended:
+    async def stop(self, unit: Unit, grace_s: float) -> Ended | None:
         await self._ask(lambda client: _kill(client, unit.unit_id, "SIGTERM"))
         deadline = time.monotonic() + grace_s
         while (  # noqa: ASYNC110 - the end is the daemon's to know
@@ -139,7 +139,7 @@ class DockerRuntime:
             await asyncio.sleep(0.1)
         return await self.collect(unit)
 
-    async def collect(self, unit: Unit) -> Ended:
+    async def collect(self, unit: Unit) -> Ended | None:
         self._pids.pop(unit.unit_id, None)
         return await self._ask(lambda client: _collect(client, unit.unit_id))
 
@@ -301,7 +301,7 @@ def _remove(client: Any, name: str) -> None:
         return
 
 
-def _collect(client: Any, unit_id: str) -> Ended:
+def _collect(client: Any, unit_id: str) -> Ended | None:
     """Kill it if it still runs, read its end, remove it."""
     try:
         if client.api.inspect_container(unit_id)["State"]["Running"]:
@@ -310,16 +310,18 @@ def _collect(client: Any, unit_id: str) -> Ended:
         attrs = client.api.inspect_container(unit_id)
         lines = last_lines(client.api.logs(unit_id, tail=KEPT_LINES), KEPT_LINES)
     except docker.errors.NotFound:
-        return Ended(exit_code=None, lines=(), command=(), ran_s=0.0)
+        return None
     state, config = attrs["State"], attrs["Config"]
     if state.get("Error"):
         lines = (*lines, state["Error"])
     if state.get("OOMKilled"):
         lines = (*lines, "killed: out of memory (the container's memory limit)")
     _remove(client, unit_id)
+    if state["Status"] == "created":  # what an interrupted start left
+        return None
     command = ("docker", "run", config["Image"], *(config.get("Cmd") or ()))
     return Ended(
-        exit_code=None if state["Status"] == "created" else state["ExitCode"],
+        exit_code=state["ExitCode"],
         lines=lines,
         command=command,
         ran_s=max(0.0, _unix(state["FinishedAt"]) - _unix(state["StartedAt"])),

@@ -92,7 +92,7 @@ class ProcessRuntime:
         starting = asyncio.create_task(asyncio.to_thread(self._start, spec, model_dir, port))
         return await asyncio.shield(starting)  # a start is never left half done
 
-    async def stop(self, unit: Unit, grace_s: float) -> Ended:
+    async def stop(self, unit: Unit, grace_s: float) -> Ended | None:
         record = self._read(unit.instance_id)
         if record is not None and str(record.pid) == unit.unit_id:
             self._signal(record, signal.SIGTERM)
@@ -101,10 +101,10 @@ class ProcessRuntime:
                 await asyncio.sleep(0.05)
         return await self.collect(unit)
 
-    async def collect(self, unit: Unit) -> Ended:
+    async def collect(self, unit: Unit) -> Ended | None:
         record = self._read(unit.instance_id)
         if record is None or str(record.pid) != unit.unit_id:
-            return Ended(exit_code=None, lines=(), command=(), ran_s=0.0)
+            return None
         self._signal(record, signal.SIGKILL)  # what is left of the group, its leader or not
         deadline = time.monotonic() + 10
         while self._alive(record) and time.monotonic() < deadline:  # noqa: ASYNC110 - not always our child

@@ -187,8 +187,9 @@ async def test_a_gpu_that_docker_cannot_give_is_said_and_leaves_no_container(
     spec = make_llama(master, RuntimeKind.DOCKER, gpu_indexes=(0,))
     master.envelope = master.seal_state(spec, generation=1)
     async with running(home):
-        seen = await master.until_instance("inst-1", has_backed_off)
-        assert seen.unit_id == ""
+        await master.until_instance("inst-1", lambda each: len(each.exits) >= 2)
+        seen = await master.until_instance("inst-1", lambda each: has_backed_off(each) and not each.unit_id)
+    assert len({each.attempt for each in seen.exits}) == len(seen.exits), "each attempt ends once"
     assert seen.exits[-1].cause == "Docker on this server cannot give GPUs to containers."
     assert "NVIDIA container toolkit" in seen.exits[-1].remedy
     assert seen.exits[-1].lines[0].startswith("Docker could not start the container: could not select device driver")

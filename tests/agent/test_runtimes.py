@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import docker
 import msgspec
 import psutil
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from agent.choose import choose_runtime
 from agent.download import MasterBlobs
 from agent.errors import CannotRun, RuntimeUnavailable
 from agent.home import AgentConfig, AgentHome
@@ -109,6 +111,26 @@ async def until_dead(runtime: DockerRuntime) -> None:
 
 
 @pytest.mark.docker
+async def test_a_container_that_is_gone_or_never_ran_has_no_end(
+    homes: tuple[AgentHome, AgentHome], boxed: InstanceSpec, folder: Path
+) -> None:
+    runtime = DockerRuntime(homes[0])
+    unit = await runtime.start(boxed, folder, 0)
+    client = docker.from_env()
+    labels = client.containers.get(unit.unit_id).labels
+    client.containers.get(unit.unit_id).remove(force=True)
+    assert await runtime.collect(unit) is None
+    assert await runtime.stop(unit, 0) is None
+    client.containers.create(boxed.engine.image, labels=labels)
+    (created,) = await runtime.units()
+    assert not created.running
+    assert await runtime.collect(created) is None
+    assert await runtime.units() == []
+    client.close()
+    await runtime.close()
+
+
+@pytest.mark.docker
 async def test_a_container_is_shut_in(homes: tuple[AgentHome, AgentHome], boxed: InstanceSpec, folder: Path) -> None:
     runtime = DockerRuntime(homes[0])
     unit = await runtime.start(boxed, folder, 0)
@@ -134,6 +156,27 @@ async def test_an_image_that_is_nowhere_is_named(homes: tuple[AgentHome, AgentHo
         await runtime.prepare(engine, lambda _: None)
     assert caught.value.recheck
     await runtime.close()
+
+
+@pytest.mark.docker
+async def test_automatic_is_docker_where_the_image_is_else_a_process_and_never_flips(
+    home: AgentHome, boxed: InstanceSpec
+) -> None:
+    boxes, process = DockerRuntime(home), ProcessRuntime(home, home.config())
+    runtimes: dict[RuntimeKind, Runtime] = {RuntimeKind.PROCESS: process, RuntimeKind.DOCKER: boxes}
+    present = msgspec.structs.replace(boxed, runtime=RuntimeKind.AUTO)
+    absent = with_engine(present, image="localhost:1/no/such-image:1")
+    nowhere = with_engine(absent, program="no-such-engine")
+    assert await choose_runtime(present, runtimes, RuntimeKind.AUTO) is RuntimeKind.DOCKER
+    assert await choose_runtime(absent, runtimes, RuntimeKind.AUTO) is RuntimeKind.PROCESS
+    assert await choose_runtime(present, runtimes, RuntimeKind.PROCESS) is RuntimeKind.PROCESS
+    with pytest.raises(CannotRun, match=r"cannot be pulled.*; the program 'no-such-engine' is not on this server"):
+        await choose_runtime(nowhere, runtimes, RuntimeKind.AUTO)
+    await boxes.close()
+
+
+def with_engine(spec: InstanceSpec, **changes: str) -> InstanceSpec:
+    return msgspec.structs.replace(spec, engine=msgspec.structs.replace(spec.engine, **changes))
 
 
 async def test_without_a_daemon_processes_run_and_docker_is_not_offered(
@@ -218,6 +261,7 @@ async def test_a_record_of_another_boot_never_kills_a_stranger_with_the_same_num
     assert not unit.running
     try:
         ended = await runtime.collect(unit)
+        assert ended is not None
         assert (ended.exit_code, ended.command) == (None, ("old",))
         assert is_alive(member)
     finally:
@@ -231,7 +275,7 @@ class BrokenStop(ProcessRuntime):
     stops = 0
     mended = False
 
-    async def stop(self, unit: Unit, grace_s: float) -> Ended:
+    async def stop(self, unit: Unit, grace_s: float) -> Ended | None:
         self.stops += 1
         if not self.mended:
             raise ValueError("nobody foresaw this")
@@ -270,7 +314,9 @@ async def test_what_an_engine_started_dies_with_it(home: AgentHome) -> None:
         while (await runtime.units())[0].running:
             await asyncio.sleep(0.02)
     ended = await runtime.collect(unit)
+    assert ended is not None
     assert ended.exit_code == 3
+    assert await runtime.collect(unit) is None
     await until(lambda: not psutil.pid_exists(child) or not is_alive(child))
 
 
