@@ -36,20 +36,25 @@ def ready_twin(model: Model, staged: Staged) -> ModelVersion | None:
 
 def new_row(model: Model, version: str | None, *, source: str, now: dt.datetime) -> ModelVersion:
     """A row that is IMPORTING; without `version` it has the next free number. Raises VersionTaken."""
-    if version is None:
-        texts = model.versions.values_list("version", flat=True)
-        numbers = [int(text) for text in texts if text.isdecimal() and len(text) <= _MAX_NUMBER_LENGTH]
-        version = str(max(numbers, default=0) + 1)
-    _free_version(model, version)
-    row = ModelVersion(model=model, version=version, source=_text(source, 500))
+    number = _next_number(model) if version is None else version
+    _free_version(model, number)
+    row = ModelVersion(model=model, version=number, source=_text(source, 500))
     try:
         with transaction.atomic():
             row.save(force_insert=True)
     except IntegrityError as error:
+        if version is None:  # somebody took that number just now
+            return new_row(model, None, source=source, now=now)
         raise VersionTaken(f"{row} is being imported by somebody else.") from error
     ModelVersion.objects.filter(pk=row.pk).update(created_at=now)
     row.created_at = now
     return row
+
+
+def _next_number(model: Model) -> str:
+    texts = model.versions.values_list("version", flat=True)
+    numbers = [int(text) for text in texts if text.isdecimal() and len(text) <= _MAX_NUMBER_LENGTH]
+    return str(max(numbers, default=0) + 1)
 
 
 def _free_version(model: Model, version: str) -> None:

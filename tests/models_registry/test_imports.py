@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from config.home import SOURCE_DIR
 from models_registry import services, tasks
@@ -174,6 +175,28 @@ def test_a_link_that_leads_elsewhere_by_the_time_it_is_read_is_refused(settings,
     assert tasks.import_version(version.pk) == "failed"
     assert "home folder" in ModelVersion.objects.get().error
     assert files_below(model_store) == set()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_imports_that_start_at_once_get_numbers_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "_enqueue", lambda row: None)
+    path, together, results = write_gguf(tmp_path), threading.Barrier(6), []
+
+    def run() -> None:
+        try:
+            together.wait(10)
+            results.append(start(path).version)
+        except Exception as error:  # shown by the assertion below
+            results.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(map(str, results)) == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_healing_is_on_the_clock():
