@@ -145,9 +145,13 @@ def sync_desired(
     servers: Mapping[str, ServerRow],
     promised: Mapping[str, frozenset[str]],
     term: Term,
+    share: float,
     now: datetime,
 ) -> None:
-    """Bring each server's desired state to the instances that should be there; states that agree are not touched."""
+    """Bring each server's desired state to the instances that should be there; states that agree are not touched.
+
+    It stops after `share` of a lease: the next pass goes on.
+    """
     wanted: dict[str, set[str]] = defaultdict(set)
     for instance in instances:
         if instance.phase in _PROMISED and instance.server_id in servers:
@@ -157,7 +161,10 @@ def sync_desired(
         for row in servers.values()
         if not row.revoked and wanted.get(row.id, set()) != promised.get(row.id, frozenset())
     ]
+    until = term.share_from_now(share)
     for server_id in differ:
+        if term.clock() >= until:
+            return
         with transaction.atomic():
             fence(term, now)
             specs = _specs(server_id, wanted.get(server_id, set()), now)

@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 _RETRY_S = (0.5, 1.0, 2.0, 4.0)  # while the database is away
 _TICKED_AT_EVERY_S = 5.0
+_WRITE_SHARE = 0.3  # of a lease, for what a pass writes to instances, and again to desired states
 
 
 @dataclass
@@ -100,11 +101,14 @@ def _decide(leading: Leading, now: datetime) -> None:
     fleet = read_fleet(now) if any(plan.creates for _, plan in planned) else planner.NO_FLEET
     outcomes = planner.place_all(planned, fleet)
     changed = False
+    until = leading.term.share_from_now(_WRITE_SHARE)
     for (deployment, subject), outcome in zip(subjects, outcomes, strict=True):
+        if leading.term.clock() >= until:
+            break  # the next pass goes on, with a lease renewed
         changed |= apply.apply_outcome(deployment, subject, outcome, leading.term, leading.narrator, now)
     if changed:
         instances = snapshot.read_instances()
-    apply.sync_desired(instances, servers, promised, leading.term, now)
+    apply.sync_desired(instances, servers, promised, leading.term, _WRITE_SHARE, now)
     if leading.ticked_at is None or (now - leading.ticked_at).total_seconds() >= _TICKED_AT_EVERY_S:
         Leader.objects.filter(name=leader.NAME, holder=leading.term.holder).update(ticked_at=now)
         leading.ticked_at = now

@@ -37,6 +37,10 @@ class Term:
     def may_decide(self) -> bool:
         return self.clock() < self.decide_until
 
+    def share_from_now(self, share: float) -> float:
+        """Time of `clock` when so much of a lease will have gone from now."""
+        return self.clock() + share * self.lease_s
+
 
 def acquire(holder: str, now: datetime, lease_s: float, clock: Callable[[], float]) -> Term | None:
     """Take the lease if it is free or ran out; None: another holds it."""

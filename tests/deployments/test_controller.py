@@ -372,6 +372,29 @@ def test_a_new_leader_repeats_no_event(world: Agents) -> None:
     assert told("deployment.unplaceable") == 1
 
 
+@pytest.mark.parametrize("table", ["deployments_deployment", "fleet_serverdesired"])
+def test_a_pass_with_too_much_to_write_leaves_the_rest_to_the_next_and_keeps_the_lease(
+    world: Agents, table: str
+) -> None:
+    servers(world, *"abcdef")
+    deployment = deploy(world, replicas=6)
+    for number in range(6):
+        deploy(world, name=f"huge-{number}", model_version=make_model_version(size_bytes=900 << 30))
+
+    def slow(execute, sql, params, many, context):
+        if sql.startswith(f'UPDATE "{table}"'):
+            world.monotonic += 1.0
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(slow):
+        for _ in range(8):
+            assert world.controller.step(world.now), "it lost its lease"
+            world.pass_time(0.5)
+    world.run()
+    assert Deployment.objects.exclude(explanation="").count() == 6
+    assert state(deployment) == "ready"
+
+
 def test_more_replicas_than_a_pass_places_come_with_the_next_ones(world: Agents, monkeypatch) -> None:
     monkeypatch.setattr("deployments.planner.place_all.__defaults__", (2,))
     servers(world, "a", "b")
