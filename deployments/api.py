@@ -20,7 +20,7 @@ from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
 from deployments import engines, logs, services
-from deployments.errors import DeploymentError
+from deployments.errors import DeploymentError, InvalidSpec
 from deployments.models import Deployment, Event, Instance, Phase, Revision
 from deployments.serializers import (
     DeploymentChangeSerializer,
@@ -96,9 +96,12 @@ class DeploymentViewSet(viewsets.GenericViewSet):
         """Change it; a changed spec becomes a new revision, which rolls out without a lost request."""
         version = _if_match(request, required=True)
         fields = _read(DeploymentChangeSerializer, request)
+        deployment = self.get_object()
+        if fields.pop("name", deployment.name) != deployment.name:
+            raise InvalidSpec({"name": "cannot be changed: keys and clients use it"})
         return self._answer(
             services.update_deployment(
-                self.get_object(), if_version=version, actor=_actor(request), now=timezone.now(), **fields
+                deployment, if_version=version, actor=_actor(request), now=timezone.now(), **fields
             )
         )
 
@@ -252,6 +255,9 @@ def _engine(name: str) -> dict[str, Any]:
 def _read(serializer: type[serializers.Serializer], request: Request) -> dict[str, Any]:
     wanted = serializer(data=request.data)
     wanted.is_valid(raise_exception=True)
+    known = {*wanted.fields, *DeploymentSerializer.Meta.fields, "csrfmiddlewaretoken"}  # a body read may be sent back
+    if unknown := sorted(set(request.data) - known):
+        raise serializers.ValidationError({key: ["There is no such field."] for key in unknown})
     return {key: dict(value) if key == "placement" else value for key, value in wanted.validated_data.items()}
 
 

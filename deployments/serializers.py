@@ -110,6 +110,7 @@ class DeploymentChangeSerializer(SpecSerializer):
     model_version = serializers.PrimaryKeyRelatedField(
         queryset=ModelVersion.objects.select_related("model"), required=False
     )
+    name = serializers.CharField(required=False, max_length=120, help_text="As it is: it cannot be changed.")
     description = serializers.CharField(required=False, allow_blank=True)
     running = serializers.BooleanField(required=False)
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 
+from deployments import services
 from deployments.controller import Controller
-from deployments.models import Event, Instance, Phase
+from deployments.models import Deployment, Event, Instance, Phase
 from deployments.services import record_observed
 from fleet.models import Server, ServerDesired, ServerState
+from tests.factories import make_model_version, make_server
 from wire.messages import DesiredState, InstanceState, LastExit, Observed, ObservedInstance
 
 CRASH = LastExit(
@@ -85,3 +87,25 @@ class Agents:
         """Names of the servers whose instances are in the route."""
         rows = Instance.objects.filter(phase=Phase.RUN, state="ready")
         return sorted(rows.values_list("server__name", flat=True))
+
+
+def deploy(world: Agents, **fields) -> Deployment:
+    fields = {"name": "chat", "model_version": make_model_version(), "now": world.now} | fields
+    return services.create_deployment(**fields)
+
+
+def servers(world: Agents, *names: str, **fields) -> list[Server]:
+    return [make_server(name=name, now=world.now, **fields) for name in names]
+
+
+def state(deployment: Deployment) -> str:
+    deployment.refresh_from_db()
+    return services.status_of(deployment).state.value
+
+
+def told(kind: str) -> int:
+    return Event.objects.filter(kind=kind).count()
+
+
+def live() -> list[Instance]:
+    return list(Instance.objects.exclude(phase=Phase.ENDED))

@@ -152,6 +152,29 @@ def test_a_change_wants_the_etag_it_was_read_with(api: APIClient) -> None:
     assert forced.json()["replicas"] == 3
 
 
+def test_a_field_that_is_unknown_or_fixed_is_refused_and_not_passed_over(api: APIClient) -> None:
+    deployment = make_deployment(name="chat")
+
+    def change(body: dict) -> Any:
+        return api.patch(path(deployment), body, format="json", headers={"if-match": "*"})
+
+    assert "parametres" in problem(change({"parametres": {}, "replicas": 2}), 400, "invalid")["errors"]
+    assert "name" in problem(change({"name": "other"}), 400, "invalid_spec")["errors"]
+    assert (
+        "replica"
+        in problem(api.post(path(deployment, "scale/"), {"replica": 2, "replicas": 2}), 400, "invalid")["errors"]
+    )
+    deployment.refresh_from_db()
+    assert deployment.version == 1
+
+
+def test_a_placement_can_be_sent_back_as_it_was_read(api: APIClient) -> None:
+    deployment = make_deployment(name="chat", placement={"gpus": 0})
+    read = api.get(path(deployment))
+    body = {key: read.json()[key] for key in ("id", "name", "replicas", "version", "status")}
+    assert api.patch(path(deployment), body, format="json", headers={"if-match": read["ETag"]}).status_code == 200
+
+
 def test_a_changed_spec_makes_a_revision(api: APIClient) -> None:
     deployment = make_deployment()
     body = {"parameters": {"parallel": 3}}
