@@ -168,7 +168,7 @@ def test_a_field_that_is_unknown_or_fixed_is_refused_and_not_passed_over(api: AP
     assert deployment.version == 1
 
 
-def test_a_placement_can_be_sent_back_as_it_was_read(api: APIClient) -> None:
+def test_what_was_read_can_be_sent_back(api: APIClient) -> None:
     deployment = make_deployment(name="chat", placement={"gpus": 0})
     read = api.get(path(deployment))
     body = {key: read.json()[key] for key in ("id", "name", "replicas", "version", "status")}
