@@ -23,17 +23,19 @@ from agent.runtimes.process import ProcessRuntime
 from wire.join import NodeIdentity
 
 _EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
 _JOIN_PATIENCE_S = 60.0
 _LOCK_PATIENCE_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 fine, 2 something that the operator has to put right (said on stderr)."""
+    """Exit code: 0 fine, 2 something that the operator has to put right (said on stderr), 130 interrupted."""
     arguments = _parser().parse_args(argv)
     _configure_logs()
     home = AgentHome(Path(arguments.home).absolute())
     try:
-        home.create()
+        if arguments.command is not _status:
+            home.create()
         code: int = arguments.command(home, arguments)
     except AgentError as error:
         print(f"{error.message.rstrip('.')}. {error.remedy}", file=sys.stderr)
@@ -41,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"{error}. Check the home folder and the ports of config.json.", file=sys.stderr)
         return _EXIT_USAGE
+    except KeyboardInterrupt:  # while it waits for a master to join
+        return _EXIT_INTERRUPTED
     return code
 
 

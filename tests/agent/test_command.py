@@ -121,6 +121,9 @@ async def test_a_home_that_has_not_joined_is_said_so(folder: Path) -> None:
     done = await agent("run", "--home", str(folder / "a"))
     assert done.code == 2
     assert done.said.startswith("this home has not joined a master. Give --master and --token")
+    status = await agent("status", "--home", str(folder / "b"))
+    assert (status.code, status.out) == (0, f"{folder / 'b'} has not joined a master\n")
+    assert not (folder / "b").exists(), "a question makes nothing"
 
 
 async def test_a_wrong_config_file_is_named(home: AgentHome) -> None:
@@ -162,6 +165,20 @@ async def test_run_joins_first_and_waits_for_a_master_that_is_not_up_yet(master:
     finally:
         process.kill()
         await process.wait()
+
+
+async def test_waiting_for_a_master_is_broken_off_by_ctrl_c_without_a_traceback(folder: Path) -> None:
+    nobody, token = f"https://127.0.0.1:{free_port()}", f"stk-join-abcdefgh-{'s' * 43}-{OTHER_FINGERPRINT}"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "agent", "run", "--home", str(folder / "a"), "--master", nobody, "--token", token),
+        cwd=ROOT,
+        stderr=(folder / "log").open("wb"),
+    )
+    await until(lambda: b"join.waits" in (folder / "log").read_bytes())
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 130
+    assert "Traceback" not in (folder / "log").read_text()
 
 
 @pytest.mark.docker
