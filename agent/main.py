@@ -161,6 +161,7 @@ async def stop_engines(home: AgentHome, config: AgentConfig) -> int:
     """Stop and remove every unit of this home, all at once; how many there were. The caller holds the lock."""
     runtimes = make_runtimes(home, config)
     grace_s = _graces(home)
+    records = Records(home)
 
     async def stop_all(runtime: Runtime) -> int:
         try:
@@ -170,9 +171,10 @@ async def stop_engines(home: AgentHome, config: AgentConfig) -> int:
             return 0
         stops = [runtime.stop(unit, grace_s.get(unit.instance_id, _GRACE_OF_LEFTOVERS_S)) for unit in units]
         ends = await asyncio.gather(*stops, return_exceptions=True)  # one that cannot be stopped saves no other
-        for end in ends:
+        for unit, end in zip(units, ends, strict=True):
             if isinstance(end, BaseException):
                 raise end
+            records.add_stop(unit.instance_id)
         return len(units)
 
     try:

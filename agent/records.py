@@ -23,6 +23,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     spec_hash: str = ""
     runtime: RuntimeKind = RuntimeKind.AUTO  # chosen for spec_hash
     attempts: int = 0  # starts so far
+    stops: int = 0  # of these, ended by `stop-engines`: the start that follows is no restart
     port: int = 0  # last port of the process runtime: kept where it is free
     exits: tuple[LastExit, ...] = ()
 
@@ -49,6 +50,10 @@ class Records:
         record = self.get(instance_id)
         exits = (*record.exits, last)[-KEPT_EXITS:]
         self.put(instance_id, msgspec.structs.replace(record, exits=exits))
+
+    def add_stop(self, instance_id: str) -> None:
+        record = self.get(instance_id)
+        self.put(instance_id, msgspec.structs.replace(record, stops=record.stops + 1))
 
     def forget(self, instance_id: str) -> None:
         self._records.pop(instance_id, None)

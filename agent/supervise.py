@@ -307,7 +307,7 @@ class Supervisor:
             runtime=shown.runtime if shown is not None else record.runtime,
             unit_id=shown.unit_id if shown is not None else "",
             port=shown.port if shown is not None and shown.running else 0,
-            restarts=max(0, record.attempts - 1),
+            restarts=max(0, record.attempts - 1 - record.stops),
             retry_at=retry_at,
             progress=self._operations.progress.get(instance_id, 0.0) if state is InstanceState.FETCHING else 0.0,
             memory_bytes=self._memory_bytes.get(shown.unit_id, 0) if shown is not None else 0,

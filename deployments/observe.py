@@ -56,7 +56,7 @@ def record_observed(server_id: str, observed: Observed, now: datetime) -> int:
 
 def _take_over(row: Instance, unit: ObservedInstance, now: datetime) -> bool:
     """Set the observed fields of `row`; whether any of them changed."""
-    state_before, exits_before = row.state, row.exits
+    state_before, unit_before, exits_before = row.state, row.unit_id, row.exits
     exits = _kept_exits(exits_before, unit.exits)
     wanted = {
         "state": unit.state.value,
@@ -75,7 +75,7 @@ def _take_over(row: Instance, unit: ObservedInstance, now: datetime) -> bool:
     for name, value in wanted.items():
         setattr(row, name, value)
     row.used_memory_bytes, row.progress, row.observed_at = unit.memory_bytes, unit.progress, now
-    if row.state != state_before or row.state_since is None:
+    if row.state != state_before or row.unit_id != unit_before or row.state_since is None:
         row.state_since = datetime.fromtimestamp(unit.since, UTC) if unit.since else now
     _tell(row, unit, state_before, exits_before, now)
     return True

@@ -76,7 +76,7 @@ def create_deployment(
             deployment.save(update_fields=["revision"])
             log_event(
                 "deployment.created",
-                f"{name} was created with {model_version}, {replicas} replicas{_by(actor)}.",
+                f"{name} was created with {model_version}, {replicas} {_replicas(replicas)}{_by(actor)}.",
                 deployment_id=deployment.pk,
                 now=now,
             )
@@ -211,7 +211,7 @@ def _tell_change(
     if revision is not None:
         told.append(f"revision {revision.number} with {revision.model_version}")
     if "replicas" in plain:
-        told.append(f"{current.replicas} -> {plain['replicas']} replicas")
+        told.append(f"{current.replicas} -> {plain['replicas']} {_replicas(plain['replicas'])}")
     if "running" in plain:
         told.append("started" if plain["running"] else "stopped")
     if "description" in plain:
@@ -229,6 +229,10 @@ def _check_name(name: str) -> None:
 
 def _holder_of(name: str) -> Deployment | None:
     return Deployment.objects.filter(name=name, deleted_at__isnull=True).first()
+
+
+def _replicas(count: int) -> str:
+    return "replica" if count == 1 else "replicas"
 
 
 def _by(actor: str) -> str:

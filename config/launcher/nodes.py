@@ -40,6 +40,13 @@ def joined(installation: Installation, role: str) -> bool:
     return True
 
 
+def any_server_reports() -> bool:
+    """Whether a server is connected and has said what it is."""
+    from fleet.models import ServerState
+
+    return ServerState.objects.filter(connected_since__isnull=False, facts__isnull=False).exists()
+
+
 def _forget(installation: Installation, role: str) -> None:
     """Take away an identity of another database, and for an agent also the engines and states that came from there."""
     if role == "gateway":

@@ -92,6 +92,8 @@ def _start(installation: Installation, supervisor: Supervisor, with_demo: bool) 
             nodes.join_nodes(installation, missing, dt.datetime.now(dt.UTC))
     supervisor.start(*_NODES)
     if version is not None:
+        with step("agent") as shown:  # first: else the deployment would have no place, and say so
+            _wait(installation.home, shown, nodes.any_server_reports, "agent", _START_TIMEOUT_S)
         _deploy_demo(installation, version, credentials)
     with step("gateway") as shown:
         _wait_for(installation.home, shown, "gateway", f"{installation.gateway_url}/readyz")

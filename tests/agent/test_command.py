@@ -208,6 +208,10 @@ async def test_stop_engines_stops_and_removes_every_engine_of_this_home(
     assert not living_members(int(stubborn.unit_id)), "nor anything that it started"
     assert boxed.unit_id not in await containers()
     assert await stop_engines(home, home.config()) == 0
+    async with agent_process(home):
+        again = await master.until_instance("plain", lambda seen: seen.unit_id != plain.unit_id and bool(seen.unit_id))
+    assert again.restarts == 0, "it was stopped on purpose"
+    await agent("stop-engines", "--home", str(home.path))
 
 
 def living_members(group: int) -> list[int]:

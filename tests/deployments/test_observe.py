@@ -57,6 +57,14 @@ def test_what_is_seen_is_taken_over(instance: Instance) -> None:
     assert instance.observed_at == NOW
 
 
+def test_another_engine_in_the_same_state_is_in_it_since_its_own_start(instance: Instance) -> None:
+    report(instance, since=NOW.timestamp() - 500, unit_id="1")
+    report(instance, since=NOW.timestamp() - 5, unit_id="1")
+    assert instance.state_since == dt.datetime.fromtimestamp(NOW.timestamp() - 500, dt.UTC)
+    report(instance, since=NOW.timestamp() - 2, unit_id="2")
+    assert instance.state_since == dt.datetime.fromtimestamp(NOW.timestamp() - 2, dt.UTC)
+
+
 def test_becoming_ready_is_told_once(instance: Instance) -> None:
     assert report(instance) == 1
     assert report(instance, now=NOW + dt.timedelta(seconds=5)) == 0
