@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import deployments.api
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
@@ -13,6 +12,7 @@ from rest_framework.routers import DefaultRouter
 from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
 
 import apikeys.api
+import deployments.api
 import fleet.api
 import models_registry.api
 import monitoring.api
