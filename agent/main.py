@@ -66,13 +66,13 @@ class Agent:
         self.supervisor = Supervisor(
             self._runtimes, self._records, self._operations, lambda: self.acceptance.in_force, patience
         )
-        self.relay = Relay(home, identity, self.supervisor.port_of)
+        self.relay = Relay(home, identity, self.supervisor.port_of, lambda: self.acceptance.state.revoked_certificates)
         voices = Voices(
             facts=self._facts,
             load=self._load,
             observed=self._observed,
             tail=self.supervisor.tail,
-            accepted=self.supervisor.wake,
+            accepted=self._accepted,
         )
         self._link = Link(identity, self.acceptance, voices, self.supervisor.changed)
 
@@ -92,6 +92,11 @@ class Agent:
             await self._operations.close()
             await self._blobs.close()
             await close_runtimes(self._runtimes)
+
+    def _accepted(self) -> None:
+        """A desired state came that holds something new."""
+        self.supervisor.wake()
+        self.relay.cut_revoked()
 
     def _observed(self) -> Observed:
         return Observed(

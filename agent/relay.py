@@ -1,7 +1,8 @@
 """The door of this server for gateways on other machines: mutual TLS in, loopback out, byte for byte.
 
 A connection names its instance by SNI (`wire.certs.relay_name`) and proves itself by a certificate of this CA whose
-organizational unit is `gateway`. Nothing is parsed, and at most a buffer is held: a slow reader slows the writer.
+organizational unit is `gateway`, and which the desired state does not name as revoked. Nothing is parsed, and at most
+a buffer is held: a slow reader slows the writer.
 TLS has no half-close in asyncio: when the engine ends its side everything it wrote is delivered first; when the
 gateway goes, the engine's connection is closed at once, so that it stops working on the request.
 """
@@ -13,7 +14,7 @@ import contextlib
 import socket
 import ssl
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import structlog
@@ -32,15 +33,25 @@ log = structlog.get_logger(__name__)
 class Relay:
     """Listens from `start` to `close`."""
 
-    def __init__(self, home: AgentHome, identity: NodeIdentity, port_of: Callable[[str], int | None]) -> None:
-        """`port_of(instance_id)` gives the loopback port of a running instance, None for others."""
+    def __init__(
+        self,
+        home: AgentHome,
+        identity: NodeIdentity,
+        port_of: Callable[[str], int | None],
+        revoked: Callable[[], Container[str]] = tuple,
+    ) -> None:
+        """`port_of(instance_id)` gives the loopback port of a running instance, None for others.
+
+        `revoked()` holds the serial numbers of certificates that are refused (`wire.certs.serial`).
+        """
         self._home = home
         self._server_id = identity.node_id
         self._port_of = port_of
+        self._revoked = revoked
         self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._context = self._make_context(identity)
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], str] = {}  # -> serial number of the peer's certificate
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
@@ -72,6 +83,13 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    def cut_revoked(self) -> None:
+        """End the connections of certificates that have been revoked since they came."""
+        revoked = self._revoked()
+        for task, serial in self._connections.items():
+            if serial in revoked:
+                task.cancel()
+
     def _last_port(self) -> int | None:
         try:
             return int(self._home.relay_port_file.read_text())
@@ -97,22 +115,26 @@ class Relay:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine always runs in a task
-        self._connections.add(task)
+        certificate = writer.get_extra_info("ssl_object").getpeercert() or {}
+        self._connections[task] = str(certificate.get("serialNumber", ""))
         try:
-            await self._serve(reader, writer)
+            await self._serve(reader, writer, certificate)
         except (OSError, ssl.SSLError, TimeoutError) as error:
             log.info("relay.broken", error=str(error) or type(error).__name__)
         except asyncio.CancelledError:
             log.debug("relay.cancelled")  # closing; nobody awaits the streams' callback
         finally:
-            self._connections.discard(task)
+            self._connections.pop(task, None)
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = writer.get_extra_info("ssl_object")
-        name = self._names.get(connection, "")
-        if "gateway" not in _units_of(connection.getpeercert()):
-            log.warning("relay.refused", name=name, peer=writer.get_extra_info("peername"), reason="not a gateway")
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, certificate: dict[str, Any]
+    ) -> None:
+        name = self._names.get(writer.get_extra_info("ssl_object"), "")
+        revoked = str(certificate.get("serialNumber", "")) in self._revoked()
+        if revoked or "gateway" not in _units_of(certificate):
+            reason = "its certificate was revoked" if revoked else "not a gateway"
+            log.warning("relay.refused", name=name, peer=writer.get_extra_info("peername"), reason=reason)
             writer.transport.abort()
             return
         instance_id = name.split(".")[0]
@@ -152,7 +174,7 @@ def _no_delay(writer: asyncio.StreamWriter) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _units_of(certificate: Any) -> set[str]:
+def _units_of(certificate: dict[str, Any]) -> set[str]:
     """Organizational units of a verified certificate as `getpeercert()` gives it."""
-    subject = (certificate or {}).get("subject", ())
+    subject = certificate.get("subject", ())
     return {value for rdn in subject for key, value in rdn if key == "organizationalUnitName"}

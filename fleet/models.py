@@ -109,7 +109,10 @@ class ServerState(models.Model):
 
 
 class ServerDesired(models.Model):
-    """What should run on a server: a whole state. Written by the controller only, sent by the link."""
+    """What should run on a server: a whole state, sent by the link.
+
+    Its instances are the controller's; revoking a gateway adds to the certificates that it refuses.
+    """
 
     server = models.OneToOneField(Server, primary_key=True, on_delete=models.CASCADE, related_name="desired")
     generation = models.BigIntegerField(default=0)
@@ -127,6 +130,18 @@ class Gateway(Node):
 
     class Meta:
         ordering = ["name"]
+
+
+class RevokedCertificate(models.Model):
+    """A gateway's certificate that relays refuse until it expires; part of every server's desired state."""
+
+    serial = models.CharField(primary_key=True, max_length=40)  # as wire.certs.serial
+    gateway_id = models.CharField(max_length=32)
+    revoked_at = models.DateTimeField()
+    expires_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.serial
 
 
 class GatewayState(models.Model):

@@ -15,7 +15,16 @@ from fleet.ca import signing_key
 from fleet.errors import AgentUnreachable, BadJoinRequest, BadJoinToken, FleetError, NameTaken, Revoked
 from fleet.hints import FEED, LINKS, hint_on_commit
 from fleet.join import create_join_token, issue_join_token, join_node
-from fleet.models import Availability, Gateway, GatewayState, Role, Server, ServerDesired, ServerState
+from fleet.models import (
+    Availability,
+    Gateway,
+    GatewayState,
+    RevokedCertificate,
+    Role,
+    Server,
+    ServerDesired,
+    ServerState,
+)
 from fleet.reports import ServerReport, plain, store_server_reports
 from wire import certs, envelope, tokens
 from wire.errors import BadToken
@@ -65,9 +74,23 @@ def revoke_server(server: Server, now: dt.datetime) -> None:
 
 
 def revoke_gateway(gateway: Gateway, now: dt.datetime) -> None:
-    """Cut its link at once and for good; its name can be joined anew."""
-    _revoke(gateway, now)
-    hint_on_commit(FEED, {"type": "changed"})
+    """Cut its link at once and for good, and have every relay refuse its certificate; its name can be joined anew."""
+    if gateway.revoked_at is not None:
+        return
+    with transaction.atomic():
+        _revoke(gateway, now)
+        if gateway.certificate_pem:
+            RevokedCertificate.objects.get_or_create(
+                serial=certs.serial(gateway.certificate_pem),
+                defaults={
+                    "gateway_id": gateway.pk,
+                    "revoked_at": now,
+                    "expires_at": certs.expires_at(gateway.certificate_pem),
+                },
+            )
+            for row in ServerDesired.objects.select_for_update().order_by("pk"):
+                _raise_desired(row, row.payload.get("instances", []), now)
+        hint_on_commit(FEED, {"type": "changed"})
 
 
 def _revoke(node: Server | Gateway, now: dt.datetime) -> None:
@@ -154,11 +177,23 @@ def set_desired(server_id: str, instances: tuple[InstanceSpec, ...], now: dt.dat
         wanted = [plain(spec) for spec in instances]
         if row.payload.get("instances", []) == wanted:
             return row.generation
-        accepted = ServerState.objects.filter(server_id=server_id).values_list("observed_generation", flat=True).first()
-        generation = max(row.generation, accepted or 0) + 1
-        payload = {"server_id": server_id, "generation": generation, "instances": wanted}
-        ServerDesired.objects.filter(pk=row.pk).update(generation=generation, payload=payload, updated_at=now)
-        hint_on_commit(LINKS, {"type": "changed", "server_id": server_id})
+        return _raise_desired(row, wanted, now)
+
+
+def _raise_desired(row: ServerDesired, instances: list[object], now: dt.datetime) -> int:
+    """Write a new generation of a locked row, with the certificates that are revoked by now."""
+    server_id = row.server_id
+    accepted = ServerState.objects.filter(server_id=server_id).values_list("observed_generation", flat=True).first()
+    generation = max(row.generation, accepted or 0) + 1
+    revoked = RevokedCertificate.objects.filter(expires_at__gt=now).order_by("pk").values_list("pk", flat=True)
+    payload = {
+        "server_id": server_id,
+        "generation": generation,
+        "instances": instances,
+        "revoked_certificates": list(revoked),
+    }
+    ServerDesired.objects.filter(pk=row.pk).update(generation=generation, payload=payload, updated_at=now)
+    hint_on_commit(LINKS, {"type": "changed", "server_id": server_id})
     log.info("desired.raised", server=server_id, generation=generation, instances=len(instances))
     return generation
 

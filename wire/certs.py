@@ -141,6 +141,12 @@ def fingerprint(certificate_pem: str) -> str:
     return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
+def serial(certificate_pem: str) -> str:
+    """Serial number, upper-case hex of even length: as `ssl.SSLSocket.getpeercert()` gives it."""
+    number = x509.load_pem_x509_certificate(certificate_pem.encode()).serial_number
+    return number.to_bytes((number.bit_length() + 7) // 8).hex().upper()
+
+
 def expires_at(certificate_pem: str) -> dt.datetime:
     """End of validity, aware UTC."""
     return x509.load_pem_x509_certificate(certificate_pem.encode()).not_valid_after_utc

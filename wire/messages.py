@@ -89,6 +89,8 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
     server_id: str
     generation: int
     instances: tuple[InstanceSpec, ...] = ()
+    revoked_certificates: tuple[str, ...] = ()
+    """Serial numbers (hex) of gateways' certificates that a relay refuses although they have not expired."""
 
 
 # ------------------------------------------------------------------------------------------------ agent -> master

@@ -33,7 +33,8 @@ class Door:
         self.connections = 0
         self.engine_port = 0
         self.ports: dict[str, int] = {}
-        self.relay = Relay(home, identity, self.ports.get)
+        self.revoked: set[str] = set()
+        self.relay = Relay(home, identity, self.ports.get, lambda: self.revoked)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -74,6 +75,32 @@ async def test_a_gateway_gets_bytes_both_ways(master: TestMaster, door: Door) ->
     assert await reader.readexactly(len(data)) == data
     await sending
     writer.close()
+
+
+async def test_a_revoked_certificate_is_cut_at_once_and_refused_from_then_on(master: TestMaster, door: Door) -> None:
+    context = master.client_context("gateway")
+    reader, writer = await door.connect(context, NAME)
+    await send(writer, b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    door.revoked.add(certs.serial((master.folder / "gateway.pem").read_text()))
+    door.relay.cut_revoked()
+    async with asyncio.timeout(5):
+        assert await received(reader) == b""
+    again, writer = await door.connect(context, NAME)
+    await send(writer, b"hello")
+    assert await received(again) == b""
+    assert door.connections == 1
+    other, writer = await door.connect(master.client_context("gateway"), NAME)
+    await send(writer, b"hello")
+    assert await other.readexactly(5) == b"hello", "a certificate issued anew is another one"
+    writer.close()
+
+
+async def received(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end; a connection that is cut has come to its end."""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        return await reader.read()
+    return b""
 
 
 async def send(writer: asyncio.StreamWriter, data: bytes) -> None:

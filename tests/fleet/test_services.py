@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 from typing import Any
 
@@ -11,14 +12,14 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from fleet import services
 from fleet.errors import Revoked
-from fleet.models import Availability, Server, ServerDesired, ServerState
+from fleet.models import Availability, Gateway, Server, ServerDesired, ServerState
 from fleet.reports import ServerReport, store_server_reports
 from fleet.signals import server_observed
 from fleet.status import NodeStatus, status_of
 from tests.factories import make_facts, make_ready_gateway, make_server
 from tests.fleet.nodes import Node, make_hello, make_metrics, make_node, make_observed
 from tests.fleet.specs import make_spec
-from wire import envelope
+from wire import certs, envelope
 from wire.errors import BadToken
 from wire.messages import DesiredState
 
@@ -97,6 +98,21 @@ def test_a_state_older_than_the_agents_is_numbered_anew_when_it_says_hello(now: 
     services.record_hello(server.pk, make_hello(generation=9), now)
     row = ServerDesired.objects.get()
     assert (row.generation, row.payload["generation"]) == (10, 10)
+
+
+def test_revoking_a_gateway_has_every_relay_refuse_its_certificate(now: dt.datetime) -> None:
+    node = join(now, role="gateway", name="edge")
+    old = certs.serial(Gateway.objects.get(pk=node.id).certificate_pem)
+    first, second = make_server(), make_server()
+    services.set_desired(first.pk, (make_spec(),), now)
+    services.revoke_gateway(Gateway.objects.get(pk=node.id), now)
+    join(now, role="gateway", name="edge")  # anew, under its old name
+    services.set_desired(second.pk, (make_spec(),), now)
+    states = services.sealed_states([first.pk, second.pk], now)
+    for server, generation in ((first, 2), (second, 1)):
+        state = msgspec.json.decode(base64.b64decode(states[server.pk].payload), type=DesiredState)
+        assert (state.generation, state.revoked_certificates, state.instances) == (generation, (old,), (make_spec(),))
+    assert Gateway.objects.get(pk=node.id).revoked_at is None
 
 
 def test_a_sealed_state_opens_with_the_masters_key_for_its_server_only(now: dt.datetime) -> None:
