@@ -167,6 +167,11 @@ async def test_run_joins_first_and_waits_for_a_master_that_is_not_up_yet(master:
         await process.wait()
 
 
+def _heed_ctrl_c() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and all that they start inherits it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def test_waiting_for_a_master_is_broken_off_by_ctrl_c_without_a_traceback(folder: Path) -> None:
     nobody, token = f"https://127.0.0.1:{free_port()}", f"stk-join-abcdefgh-{'s' * 43}-{OTHER_FINGERPRINT}"
     process = await asyncio.create_subprocess_exec(
@@ -174,6 +179,7 @@ async def test_waiting_for_a_master_is_broken_off_by_ctrl_c_without_a_traceback(
         *("-m", "agent", "run", "--home", str(folder / "a"), "--master", nobody, "--token", token),
         cwd=ROOT,
         stderr=(folder / "log").open("wb"),
+        preexec_fn=_heed_ctrl_c,
     )
     await until(lambda: b"join.waits" in (folder / "log").read_bytes())
     process.send_signal(signal.SIGINT)
