@@ -78,15 +78,14 @@ class Refusal:
     problem: str = ""  # set: no server would do
 
     def summary(self) -> str:
-        """One sentence: how many servers were refused for which kind of reason."""
+        """One sentence: how many servers were refused for which kind of reason; of a single one, the whole reason."""
         if not self.reasons:
             return "there is no server"
+        if len(self.reasons) == 1:
+            return f"does not fit on the only server: {next(iter(self.reasons.values()))}"
         counted = Counter(reason.split(":", 1)[0] for reason in self.reasons.values())
-        servers = len(self.reasons)
-        told = ", ".join(f"{count} x {reason}" if servers > 1 else reason for reason, count in counted.most_common())
-        return (
-            f"fits on none of {servers} servers: {told}" if servers > 1 else f"does not fit on the only server: {told}"
-        )
+        told = ", ".join(f"{count} x {reason}" for reason, count in counted.most_common())
+        return f"fits on none of {len(self.reasons)} servers: {told}"
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def test_it_deploys_the_newest_ready_version(version: ModelVersion) -> None:
 
 def test_the_same_name_again_updates_it_and_the_same_fields_change_nothing(version: ModelVersion) -> None:
     deploy("chat", "smol:v1")
-    assert deploy("chat", "smol:v1") == "chat: revision 1, 1 replicas\n"
-    assert deploy("chat", "smol:v1", "--param", "parallel=2") == "chat: revision 2, 1 replicas\n"
+    assert deploy("chat", "smol:v1") == "chat: revision 1, 1 replica\n"
+    assert deploy("chat", "smol:v1", "--param", "parallel=2") == "chat: revision 2, 1 replica\n"
 
 
 def test_a_stopped_deployment_runs_again(version: ModelVersion) -> None:

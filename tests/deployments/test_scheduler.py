@@ -159,6 +159,7 @@ def test_the_summary_counts_the_kinds_of_reasons() -> None:
     many = Refusal({"a": "cordoned", "b": "not enough memory: needs 4", "c": "not enough memory: needs 5"})
     assert many.summary() == "fits on none of 3 servers: 2 x not enough memory, 1 x cordoned"
     assert Refusal({"a": "cordoned"}).summary() == "does not fit on the only server: cordoned"
+    assert Refusal({"a": "full: needs 2, 1 free"}).summary().endswith("only server: full: needs 2, 1 free")
 
 
 def test_what_is_released_is_free_again() -> None:

@@ -37,7 +37,8 @@ class Command(BaseCommand):
             deployment = _deploy(options)
         except Problem as error:
             raise CommandError(f"{error} {error.remedy}") from error
-        self.stdout.write(f"{deployment.name}: revision {deployment.revision.number}, {deployment.replicas} replicas")
+        replicas = f"{deployment.replicas} replica{'' if deployment.replicas == 1 else 's'}"
+        self.stdout.write(f"{deployment.name}: revision {deployment.revision.number}, {replicas}")
         if options["wait"]:
             self._wait(deployment, options["wait"])
 
