@@ -215,6 +215,9 @@ class GatewayLink(NodeLink):
         except (DatabaseError, InterfaceError, OSError) as error:
             log.warning("usage.batch_not_counted", gateway=self.node_id, batch=batch.batch_id, error=repr(error))
             return False
+        except Exception:  # it stays with the gateway and is offered again; others must not wait for it
+            log.exception("usage.batch_failed", gateway=self.node_id, batch=batch.batch_id)
+            return False
         return True
 
     async def disconnect(self, code: int) -> None:

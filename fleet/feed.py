@@ -116,7 +116,10 @@ class Feed:
             standing = found.get(server_id)
             if standing is None or standing.revoked:
                 await link.refuse_revoked()
-            elif standing.connected_since is not None and standing.connected_since > link.connected_since:
+            elif standing.connected_since == link.connected_since:
+                link.recorded = True
+            elif link.recorded and standing.connected_since and standing.connected_since > link.connected_since:
+                # Before its own time was seen there, the row may hold one of before the clock was set back.
                 await link.refuse_replaced()
 
     async def _send_newer(self, links: dict[str, AgentLink], found: dict[str, services.Standing]) -> None:
@@ -125,7 +128,8 @@ class Feed:
             return
         envelopes = await self._watch_thread.run(services.sealed_states, tuple(behind), timezone.now())
         for server_id, link in behind.items():
-            await link.send_desired(envelopes[server_id])
+            if server_id in envelopes:
+                await link.send_desired(envelopes[server_id])
 
     # -------------------------------------------------------------------------------------------- hints and orders
 

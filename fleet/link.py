@@ -152,6 +152,7 @@ class AgentLink(NodeLink):
         super().__init__(*args, **kwargs)
         self.connected_since = dt.datetime.min.replace(tzinfo=dt.UTC)
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.recorded = False  # the row was seen with this link's time
         self._greeted = False
         self._hello_due: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None

@@ -141,9 +141,18 @@ def standings(server_ids: Collection[str]) -> dict[str, Standing]:
 
 
 def sealed_states(server_ids: Collection[str], now: dt.datetime) -> dict[str, envelope.Envelope]:
-    """Signed desired state of each server; one that was never given any has an empty one of generation 0."""
+    """Signed desired state of each server; one that was never given any has an empty one of generation 0.
+
+    One that cannot be read is left out, so that it holds up no other.
+    """
     found = dict(ServerDesired.objects.filter(server_id__in=server_ids).values_list("server_id", "payload"))
-    return {server_id: _seal(desired_of(server_id, found.get(server_id)), now) for server_id in server_ids}
+    sealed = {}
+    for server_id in server_ids:
+        try:
+            sealed[server_id] = _seal(desired_of(server_id, found.get(server_id)), now)
+        except msgspec.ValidationError as error:
+            log.error("desired.unreadable", server=server_id, error=str(error))
+    return sealed
 
 
 def desired_of(server_id: str, payload: dict[str, object] | None) -> DesiredState:

@@ -44,8 +44,12 @@ class AccessLog:
         dropped, self._dropped = self._dropped, 0
         if dropped:
             lines.append({"timestamp": datetime.now(UTC).timestamp(), "lines_dropped": dropped})
-        if lines:
+        if not lines:
+            return
+        try:
             self._write(b"".join(map(_line, lines)))
+        except OSError:  # a full disk, or nobody reads it any more: serving does not depend on the log
+            self._dropped += len(lines)
 
 
 def _line(fields: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import GatewayError
-from gateway.quota import Ask, LimitKind, Refusal
+from gateway.quota import SETTLING_S, Ask, LimitKind, Refusal
 from gateway.state import KeyEntry, ProjectEntry, State
 from wire.messages import FeedRoute
 
@@ -58,7 +58,10 @@ class Call:
         data = {**self.data, "model": engine_model}
         if self.stream:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
-        return orjson.dumps(data)
+        try:
+            return orjson.dumps(data)
+        except TypeError as error:  # it reads deeper nesting than it writes
+            raise _bad("The body is nested too deeply.", None) from error
 
 
 def authenticate(state: State, authorization: bytes | None, now: float) -> Caller:
@@ -207,7 +210,8 @@ def refused(refusal: Refusal) -> GatewayError:
         return GatewayError(
             429, "rate_limit_exceeded", f"Request too large for the {refusal.kind} {where}. {used}", type_="tokens"
         )
-    if refusal.kind in (LimitKind.TOKENS_PER_DAY, LimitKind.TOKENS_PER_MONTH):
+    by_calendar = refusal.kind in (LimitKind.TOKENS_PER_DAY, LimitKind.TOKENS_PER_MONTH)
+    if by_calendar and refusal.retry_after_s > SETTLING_S:
         return GatewayError(
             429,
             "insufficient_quota",
@@ -215,7 +219,7 @@ def refused(refusal: Refusal) -> GatewayError:
             type_="insufficient_quota",
             retry_after_s=refusal.retry_after_s,
         )
-    type_ = "tokens" if refusal.kind is LimitKind.TOKENS_PER_MINUTE else "requests"
+    type_ = "tokens" if by_calendar or refusal.kind is LimitKind.TOKENS_PER_MINUTE else "requests"
     return GatewayError(
         429,
         "rate_limit_exceeded",

@@ -26,6 +26,7 @@ from gateway.metrics import UNKNOWN_MODEL
 from gateway.quota import Ask, Hold, Rate, Refusal
 from gateway.relay import Opened, StreamBroken
 from gateway.service import Service, instant
+from gateway.state import State
 
 CLIENT_CLOSED = 499
 _WATCH_AFTER_S = 0.02
@@ -66,6 +67,7 @@ class Exchange:
         task = asyncio.current_task()
         timer: asyncio.TimerHandle | None = None
         try:
+            self._authenticate()  # before a byte of the body is kept
             raw = await self._read_body(receive)
             timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch, receive, task)
             call = self._admit(raw)
@@ -134,12 +136,16 @@ class Exchange:
         except TimeoutError:
             return
 
-    def _admit(self, raw: bytes) -> Call:
-        service, now = self._service, instant()
-        state = service.state
+    def _authenticate(self) -> tuple[State, Caller]:
+        state = self._service.state
         if state is None:
             raise gateway_starting()
-        caller = self._caller = authenticate(state, self._headers.get(b"authorization"), now.unix_s)
+        return state, authenticate(state, self._headers.get(b"authorization"), time.time())
+
+    def _admit(self, raw: bytes) -> Call:
+        service, now = self._service, instant()
+        state, caller = self._authenticate()  # again: the key may have been revoked while the body came
+        self._caller = caller
         call = parse_call(self._endpoint, raw)
         route = find_route(state, caller, call.model)
         self._call, self._model = call, route.id

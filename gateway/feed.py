@@ -98,6 +98,7 @@ class Feed:
         self._send_now = asyncio.Event()
         self._unsent: list[UsageBatch] = []
         self._unsaved = asyncio.Event()
+        self._disk = asyncio.Lock()  # a save under way must not outlive the order to forget
 
     def load(self) -> None:
         """Start from the state on disk. A damaged file is as good as none."""
@@ -123,32 +124,35 @@ class Feed:
         attempt = 0
         try:
             while True:
-                pause_s = reconnect_delay_s(attempt, random.random())  # noqa: S311 - jitter
+                final = False
                 try:
                     await self._connection()
                 except Refusal as error:
                     refused = error.refused
                     log.error("feed.refused", code=refused.code, message=refused.message, remedy=refused.remedy)
-                    pause_s = _REFUSED_PAUSE_S if refused.final else pause_s
+                    final = refused.final
                     if refused.code == _REVOKED:
-                        self._forget()
+                        await self._forget()
                 except (aiohttp.ClientError, OSError, TimeoutError, BadMessage, ValueError) as error:
-                    log.warning("feed.down", error=str(error) or type(error).__name__, retry_s=round(pause_s, 2))
-                attempt = 0 if self.connected else attempt + 1
+                    log.warning("feed.down", error=str(error) or type(error).__name__, attempt=attempt)
+                attempt = 0 if self.connected else attempt
                 self.connected = False
-                await asyncio.sleep(pause_s)
+                jittered_s = reconnect_delay_s(attempt, random.random())  # noqa: S311 - jitter
+                await asyncio.sleep(_REFUSED_PAUSE_S if final else jittered_s)
+                attempt += 1
         finally:
             saver.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await saver
             await self._save()
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         """A revoked gateway serves no more: its keys and routes are not its own any longer, on disk neither."""
         self.state = None
-        self._unsaved.clear()
-        self._home.drop_state()
         self.on_revoked()
+        async with self._disk:
+            self._unsaved.clear()
+            self._home.drop_state()
 
     async def _connection(self) -> None:
         """One connection, from connect to its end."""
@@ -225,12 +229,15 @@ class Feed:
             await asyncio.sleep(SAVE_S)
 
     async def _save(self) -> None:
-        if not self._unsaved.is_set() or self.state is None:
+        if not self._unsaved.is_set():
             return
-        self._unsaved.clear()
-        stored = StoredState(saved_at=time.time(), snapshot=to_snapshot(self.state))
-        try:
-            await asyncio.to_thread(self._home.save_state, stored)
-        except OSError as error:
-            self._unsaved.set()
-            log.error("feed.state_not_saved", error=str(error), remedy="Free space on the gateway's disk.")
+        async with self._disk:
+            self._unsaved.clear()
+            if self.state is None:
+                return
+            stored = StoredState(saved_at=time.time(), snapshot=to_snapshot(self.state))
+            try:
+                await asyncio.to_thread(self._home.save_state, stored)
+            except OSError as error:
+                self._unsaved.set()
+                log.error("feed.state_not_saved", error=str(error), remedy="Free space on the gateway's disk.")

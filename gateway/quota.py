@@ -269,22 +269,27 @@ def _check(
         base = subject.tokens_today if day_number(received_at) == today else 0
         used = base + account.local_tokens(range(today, today + 1), at) + account.reserved
         until = (today + 1) * 86400 - at.unix_s
-        wanted = _fit(LimitKind.TOKENS_PER_DAY, owner, limits.tokens_per_day, used, wanted, ask, until)
+        wanted = _fit(LimitKind.TOKENS_PER_DAY, owner, limits.tokens_per_day, base, used, wanted, ask, until)
     if limits.tokens_per_month is not None:
         month = month_days(at.unix_s)
         base = subject.tokens_this_month if day_number(received_at) in month else 0
         used = base + account.local_tokens(month, at) + account.reserved
         until = month.stop * 86400 - at.unix_s
-        wanted = _fit(LimitKind.TOKENS_PER_MONTH, owner, limits.tokens_per_month, used, wanted, ask, until)
+        wanted = _fit(LimitKind.TOKENS_PER_MONTH, owner, limits.tokens_per_month, base, used, wanted, ask, until)
     return wanted
 
 
-def _fit(kind: LimitKind, owner: str, limit: int, used: int, wanted: int, ask: Ask, until_s: float) -> int:
+def _fit(kind: LimitKind, owner: str, limit: int, base: int, used: int, wanted: int, ask: Ask, until_s: float) -> int:
+    """Tokens to reserve. `base`: what is surely used; the rest of `used` is reserved or about to be counted."""
     left = limit - used
     if not ask.bounded and left > ask.prompt_tokens:
         return min(wanted, left)
-    if wanted > left:
-        raise Refusal(kind, owner, limit, used, wanted, until_s)
+    needed = wanted if ask.bounded else ask.prompt_tokens + 1
+    if needed > limit:
+        raise Refusal(kind, owner, limit, used, needed, None)
+    if needed > left:  # what is reserved comes back in part when the requests that hold it end
+        wait_s = min(until_s, SETTLING_S) if base + needed <= limit else until_s
+        raise Refusal(kind, owner, limit, used, needed, wait_s)
     return wanted
 
 

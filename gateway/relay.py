@@ -136,7 +136,7 @@ class Relay:
 
     def close(self, opened: Opened) -> None:
         """Ends an answer: given back to the pool when it was read whole, else cut."""
-        self._pool.release(opened.target, opened.response)
+        self._pool.release(opened.response)
         self._balancer.finished(opened.target.instance_id)
 
     async def read_whole(self, opened: Opened, model: str) -> tuple[bytes, Usage | None]:

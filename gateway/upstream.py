@@ -59,6 +59,7 @@ class Pool:
         self._tls = relay_tls
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
         self._lines: dict[str, _Line] = {}
+        self._using: dict[aiohttp.ClientResponse, _Line] = {}
         self._known: Collection[str] = ()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -72,10 +73,12 @@ class Pool:
         line = self._line(target)
         line.users += 1
         try:
-            return await self._post(line, path, body, request_id)
+            response = await self._post(line, path, body, request_id)
         except BaseException:
             self._unuse(line)
             raise
+        self._using[response] = line
+        return response
 
     async def _post(self, line: _Line, path: str, body: bytes, request_id: str) -> aiohttp.ClientResponse:
         loop = asyncio.get_running_loop()
@@ -106,10 +109,10 @@ class Pool:
             return response
         raise EngineUnreachable(reason)
 
-    def release(self, target: Target, response: aiohttp.ClientResponse) -> None:
+    def release(self, response: aiohttp.ClientResponse) -> None:
         """Done with an answer: a whole one gives its connection back, any other one is cut at once."""
         response.close()
-        line = self._lines.get(target.instance_id)
+        line = self._using.pop(response, None)
         if line is not None:
             self._unuse(line)
 
@@ -121,30 +124,36 @@ class Pool:
                 self._drop(line)
 
     async def close(self) -> None:
-        for line in list(self._lines.values()):
+        for line in {id(line): line for line in (*self._lines.values(), *self._using.values())}.values():
             self._drop(line)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _line(self, target: Target) -> _Line:
         line = self._lines.get(target.instance_id)
-        if line is not None and line.target is not target and line.target != target:
-            self._drop(line)
-            line = None
+        if line is not None and line.target is not target:
+            if (line.bases, line.server_hostname) == self._way(target):
+                line.target = target
+            else:  # it moved: what runs over the old way ends there
+                del self._lines[target.instance_id]
+                if not line.users:
+                    self._drop(line)
+                line = None
         if line is None:
             line = self._lines[target.instance_id] = self._make(target)
         return line
 
-    def _make(self, target: Target) -> _Line:
-        server_hostname: str | None = None
-        tls: ssl.SSLContext | bool = True
+    def _way(self, target: Target) -> tuple[tuple[str, ...], str | None]:
+        """(base URLs, name that the peer's certificate must carry) of a target."""
         if target.host_id == self._host_id:
-            bases: tuple[str, ...] = (f"http://127.0.0.1:{target.port}",)
-        elif self._tls is None:
-            bases = ()
-        else:
-            bases = tuple(f"https://{_bracketed(name)}:{target.relay_port}" for name in target.relay_addresses)
-            server_hostname = certs.relay_name(target.instance_id, target.server_id)
-            tls = self._tls
+            return (f"http://127.0.0.1:{target.port}",), None
+        if self._tls is None:
+            return (), None
+        bases = tuple(f"https://{_bracketed(name)}:{target.relay_port}" for name in target.relay_addresses)
+        return bases, certs.relay_name(target.instance_id, target.server_id)
+
+    def _make(self, target: Target) -> _Line:
+        bases, server_hostname = self._way(target)
+        tls: ssl.SSLContext | bool = True if server_hostname is None or self._tls is None else self._tls
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls, ttl_dns_cache=30)
         session = aiohttp.ClientSession(
             connector=connector,
@@ -159,7 +168,7 @@ class Pool:
     def _unuse(self, line: _Line) -> None:
         line.users -= 1
         name = line.target.instance_id
-        if not line.users and name not in self._known and self._lines.get(name) is line:
+        if not line.users and (name not in self._known or self._lines.get(name) is not line):
             self._drop(line)
 
     def _drop(self, line: _Line) -> None:

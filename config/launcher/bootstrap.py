@@ -104,11 +104,15 @@ def _install_all(root: Path, locks: list[str], progress: Progress) -> None:
         marker.touch()
         started = time.monotonic()
         progress.say(f"installing {lock}.txt with {'uv' if shutil.which('uv') else 'pip'}")
-        if lock == "requirements-demo":
-            _install_demo(root, lock, progress)
-        else:
-            _run_installer(venv, ["--require-hashes", "-r", str(root / f"{lock}.txt")], progress)
-            _stamp(root, lock)
+        try:
+            if lock == "requirements-demo":
+                _install_demo(root, lock, progress)
+            else:
+                _run_installer(venv, ["--require-hashes", "-r", str(root / f"{lock}.txt")], progress)
+                _stamp(root, lock)
+        except InstallError:
+            marker.unlink()  # it said what is wrong and is tried again in place: what works is not thrown away
+            raise
         marker.unlink()
         progress.say(f"installed {lock}.txt in {time.monotonic() - started:.0f} s")
 

@@ -52,11 +52,13 @@ def up(installation: Installation, *, detach: bool, with_demo: bool, keep_engine
             _stop_orphans(installation.home)
             checks.check_ports(installation.options)
             say(f"Starting Stokehold in {installation.home.path}")
+        served_before = (installation.home.agent / "identity.json").exists()
         try:
             credentials = _start(installation, supervisor, with_demo)
         except BaseException as error:
             if not already:
-                _clean_up(installation, error)
+                failed = not isinstance(error, _Interrupted)  # then engines that were kept may well serve
+                _clean_up(installation, error, keep_engines or (served_before and failed))
             if isinstance(error, _Interrupted):
                 return 130
             raise
@@ -235,13 +237,13 @@ def _stay(installation: Installation, keep_engines: bool) -> int:
         return 0
 
 
-def _clean_up(installation: Installation, error: BaseException) -> None:
+def _clean_up(installation: Installation, error: BaseException, keep_engines: bool) -> None:
     _ignore_signals()
     if not isinstance(error, LauncherError):
         say("")
     try:
         with step("stopping what was started"):
-            stop_everything(installation, keep_engines=False)
+            stop_everything(installation, keep_engines=keep_engines)
     except LauncherError as second:
         say(f"stokehold: {second}")  # the first error is the one to raise
 

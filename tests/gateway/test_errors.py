@@ -262,3 +262,16 @@ async def test_health_metrics_and_the_front_page_need_no_key(world: World) -> No
         async with world.client.get(world.base + path) as response:
             assert response.status == 200
             assert words in await response.text()
+
+
+@pytest.mark.asyncio
+async def test_a_body_nested_too_deeply_is_a_400(world: World) -> None:
+    deep = b'{"model":"public","stream":true,"messages":[{"content":' + b"[" * 500 + b"]" * 500 + b"}]}"
+    status, error, _ = await refused(world.post(deep))
+    assert (status, error["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.asyncio
+async def test_nobody_without_a_key_gets_a_body_read(world: World) -> None:
+    status, error, _ = await refused(world.post(b"{not json", secret="nonsense"))
+    assert (status, error["code"]) == (401, "invalid_api_key")

@@ -9,6 +9,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.home import own_host_id
@@ -221,3 +222,18 @@ async def test_completions_and_embeddings_are_relayed_and_metered(world: World) 
     assert answer["model"] == "public"
     rows = await world.usage(2)
     assert sum(row.prompt_tokens for row in rows) == 22
+
+
+async def test_a_stream_goes_on_to_its_end_when_its_instance_moves(world: World) -> None:
+    world.engine.pause_s = 0.2
+    async with running_engine(FakeEngine()) as elsewhere, world.post(world.ask(stream=True)) as response:
+        first = await response.content.readany()
+        target = world.master.snapshot.routes[0].targets[0]
+        await world.route(make_route("public", msgspec.structs.replace(target, port=elsewhere.port)))
+        async with world.post() as other:
+            assert other.status == 200
+        assert elsewhere.requests
+        async with asyncio.timeout(10):
+            rest = await response.content.read()
+    assert b"[DONE]" in rest
+    assert b"[DONE]" not in first

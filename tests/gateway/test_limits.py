@@ -78,3 +78,18 @@ async def test_a_failed_request_gives_its_tokens_back(world: World) -> None:
 async def test_without_limits_there_are_no_limit_headers(world: World) -> None:
     async with world.post() as response:
         assert not [name for name in response.headers if name.lower().startswith("x-ratelimit")]
+
+
+async def test_a_day_that_is_only_reserved_is_to_be_asked_for_again_soon(world: World) -> None:
+    await world.limit(Limits(tokens_per_day=1000))
+    world.engine.gate = asyncio.Event()
+    running = asyncio.create_task(world.post(world.ask(max_tokens=900)).__aenter__())
+    await until(lambda: world.engine.active == 1, what="a running request")
+    status, error, headers = await refused(world.post(world.ask(max_tokens=900)))
+    assert (status, error["code"]) == (429, "rate_limit_exceeded")
+    assert int(headers["retry-after"]) <= 5
+    world.engine.gate.set()
+    (await running).release()
+    status, error, headers = await refused(world.post(world.ask(max_tokens=2000)))
+    assert (status, error["code"]) == (429, "rate_limit_exceeded")
+    assert "retry-after" not in headers

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.quota import Ask, Hold, Instant, Ledger, LimitKind, Refusal, Window, day_number, month_days
+from gateway.quota import SETTLING_S, Ask, Hold, Instant, Ledger, LimitKind, Refusal, Window, day_number, month_days
 from gateway.state import KeyEntry, ProjectEntry
 from tests.gateway.master import make_feed_key, make_project
 from wire.messages import Limits, UsageRow
@@ -89,7 +89,7 @@ def test_a_guessed_answer_is_cut_to_what_is_left_of_the_day() -> None:
     hold = ledger.admit(*pair, Ask(10, 512, False), at(0))
     assert hold.reserved == 100
     refused = refusal(ledger, pair, Ask(10, 512, False), at(0))
-    assert (refused.kind, refused.retry_after_s) == (LimitKind.TOKENS_PER_DAY, 12 * 3600)
+    assert (refused.kind, refused.retry_after_s) == (LimitKind.TOKENS_PER_DAY, SETTLING_S), "its rest comes back"
 
 
 def test_a_new_day_starts_at_zero_even_when_the_master_is_away() -> None:
