@@ -36,9 +36,9 @@ def ready_twin(model: Model, staged: Staged) -> ModelVersion | None:
 
 def new_row(model: Model, version: str | None, *, source: str, now: dt.datetime) -> ModelVersion:
     """A row that is IMPORTING; without `version` it has the next free number. Raises VersionTaken."""
-    number = _next_number(model) if version is None else version
-    _free_version(model, number)
-    row = ModelVersion(model=model, version=number, source=_text(source, 500))
+    if version is not None:
+        _free_version(model, version)
+    row = ModelVersion(model=model, version=version or _next_number(model), source=_text(source, 500))
     try:
         with transaction.atomic():
             row.save(force_insert=True)
