@@ -51,7 +51,7 @@ _ID_LENGTH, _SECRET_LENGTH = 8, 43
 def create_project(name: str, *, description: str = "", active: bool = True, **limits: int | None) -> Project:
     """Raises InvalidName, NameTaken, InvalidLimits."""
     project = Project(name=_checked_name(name), description=description, active=active, **_checked_limits(limits))
-    _save_project(project)
+    _save_project(project, None)
     log.info("project.created", project=str(project.pk), name=project.name)
     return project
 
@@ -59,16 +59,15 @@ def create_project(name: str, *, description: str = "", active: bool = True, **l
 def update_project(project: Project, **changes: Any) -> Project:
     """Change `name`, `description`, `active` and limits. Raises InvalidName, NameTaken, InvalidLimits."""
     limits = {field: changes.pop(field) for field in LIMIT_FIELDS if field in changes}
-    for field, value in _checked_limits(limits).items():
-        setattr(project, field, value)
+    values: dict[str, Any] = _checked_limits(limits)
     if "name" in changes:
-        project.name = _checked_name(changes.pop("name"))
-    for field in ("description", "active"):
-        if field in changes:
-            setattr(project, field, changes.pop(field))
+        values["name"] = _checked_name(changes.pop("name"))
+    values |= {field: changes.pop(field) for field in ("description", "active") if field in changes}
     if changes:
         raise TypeError(f"not a field of a project: {', '.join(changes)}")
-    _save_project(project)
+    for field, value in values.items():
+        setattr(project, field, value)
+    _save_project(project, [*values, "updated_at"])  # no other: somebody else may have changed it meanwhile
     log.info("project.changed", project=str(project.pk), active=project.active)
     return project
 
@@ -267,10 +266,10 @@ def _checked_expiry(expires_at: dt.datetime | None, now: dt.datetime) -> dt.date
     return expires_at
 
 
-def _save_project(project: Project) -> None:
+def _save_project(project: Project, fields: list[str] | None) -> None:
     try:
         with transaction.atomic():
-            project.save()
+            project.save(update_fields=fields)
             _hint_after_commit()
     except IntegrityError as error:
         if Project.objects.filter(name=project.name).exclude(pk=project.pk).exists():

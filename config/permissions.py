@@ -11,10 +11,13 @@ if TYPE_CHECKING:  # the views load this module by its name in the settings: it 
     from rest_framework.views import APIView
 
 
+_VIEW = "%(app_label)s.view_%(model_name)s"
+
+
 class StaffModelPermissions(DjangoModelPermissions):
     """Staff only; reading wants 'view', so a viewer sees and changes nothing."""
 
-    perms_map = {**DjangoModelPermissions.perms_map, "GET": ["%(app_label)s.view_%(model_name)s"]}
+    perms_map = {**DjangoModelPermissions.perms_map, "GET": [_VIEW], "HEAD": [_VIEW], "OPTIONS": [_VIEW]}
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         user = request.user

@@ -22,6 +22,7 @@ from fleet.errors import FleetError
 from fleet.orders import tail_logs_sync
 from templates.base import PageAdmin, told, words_of
 from templates.cells import cell
+from wire.errors import Problem
 
 LOG_LINES = 300
 CONFLICT = "Somebody changed {name} since you opened the page. Nothing was done; look at what it is now and try again."
@@ -289,11 +290,10 @@ class DeploymentAdmin(PageAdmin):
         return JsonResponse({"lines": list(tail.lines), "error": tail.error})
 
 
-class _Told(Exception):
+class _Told(Problem):
     """An error that is shown as it is."""
 
     code = "version_conflict"
-    remedy = ""
 
 
 def _preview(form: DeployForm) -> dict[str, Any]:

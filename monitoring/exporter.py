@@ -130,7 +130,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 def _may_read(request: HttpRequest) -> bool:
     user = getattr(request, "user", None)
-    if user is not None and user.is_active and user.is_staff:
+    if user is not None and user.is_active and user.is_staff and user.has_perm("fleet.view_server"):
         return True
     token = os.environ.get("STOKEHOLD_METRICS_TOKEN", "")
     if token:

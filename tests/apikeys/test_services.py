@@ -237,3 +237,13 @@ def test_the_command_prints_a_key_of_a_new_project(capsys):
     assert Project.objects.count() == 1
     with pytest.raises(CommandError, match="1 to 80"):
         call_command("create_key", "--project", "demo", "--name", " ")
+
+
+@pytest.mark.django_db
+def test_a_change_of_a_project_takes_nothing_back_that_another_made_meanwhile() -> None:
+    project = services.create_project("support")
+    stale = type(project).objects.get(pk=project.pk)
+    services.update_project(project, active=False, tokens_per_day=100)
+    services.update_project(stale, description="Answers.")
+    project.refresh_from_db()
+    assert (project.active, project.tokens_per_day, project.description) == (False, 100, "Answers.")

@@ -276,3 +276,13 @@ def test_audit_entries_cannot_be_deleted(page: Client) -> None:
     entry = LogEntry.objects.first()
     assert entry is not None
     assert page.post(url("auditlog_logentry_delete", entry.pk), {"post": "yes"}).status_code == 403
+
+
+def test_stopping_what_somebody_else_changed_meanwhile_is_told_and_not_done(page: Client) -> None:
+    row = make_deployment(name="chat")
+    services.scale(row, 2, now=timezone.now())
+    answer = page.post(url("deployments_deployment_stop", row.pk), {"version": "1"}, follow=True)
+    assert answer.status_code == 200
+    assert "chat" in answer.content.decode()
+    assert any("since you opened" in str(message) for message in answer.context["messages"])
+    assert Deployment.objects.get().running
