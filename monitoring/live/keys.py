@@ -24,7 +24,7 @@ def render_keys(ask: Any) -> dict[str, str]:
 def render_usage(ask: Any) -> dict[str, str]:
     """The page reads itself again when a request was accounted: its filters are in its own address."""
     rows = UsageHour.objects.filter(project__in=projects_with_visible_usage(ask.user))
-    return list_digest(rows, newest="hour") | _requests(rows)
+    return _requests(rows)
 
 
 def _requests(rows: Any) -> dict[str, str]:
