@@ -15,7 +15,7 @@ import pytest
 
 from gateway.home import own_host_id
 from tests.gateway.master import make_route, make_target
-from tests.gateway.processes import free_port
+from tests.ports import free_port
 from tests.gateway.world import World
 
 pytestmark = pytest.mark.asyncio

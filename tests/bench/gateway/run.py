@@ -12,7 +12,6 @@ import hmac
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from gateway.home import Home, StoredState, own_host_id  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 from wire import certs, join  # noqa: E402
 from wire.messages import FeedKey, FeedProject, FeedRoute, FeedSnapshot, JoinReply, Target  # noqa: E402
 
@@ -100,12 +100,6 @@ def make_home(folder: Path) -> Home:
     )
     home.save_state(StoredState(saved_at=time.time(), snapshot=snapshot))
     return home
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
