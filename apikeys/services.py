@@ -28,7 +28,7 @@ from apikeys.errors import (
 )
 from apikeys.models import ApiKey, Membership, Project, ProjectRole, UsageHour
 from apikeys.signals import keys_changed
-from wire.messages import FeedKey, FeedProject, Limits
+from wire.feed import FeedKey, FeedProject, Limits, Used
 
 log = structlog.get_logger(__name__)
 
@@ -192,8 +192,7 @@ def feed_projects(now: dt.datetime) -> tuple[FeedProject, ...]:
             name=project.name,
             active=project.active,
             limits=_wire_limits(project),
-            tokens_today=used.get(project.pk, usage.NOTHING).today,
-            tokens_this_month=used.get(project.pk, usage.NOTHING).month,
+            used=_wire_used(used.get(project.pk, usage.NOTHING)),
         )
         for project in Project.objects.order_by("pk")
     )
@@ -212,14 +211,17 @@ def feed_keys(now: dt.datetime) -> tuple[FeedKey, ...]:
             expires_at=key.expires_at.timestamp() if key.expires_at else None,
             models=tuple(key.allowed_models) if key.allowed_models else None,
             limits=_wire_limits(key),
-            tokens_today=used.get(key.id, usage.NOTHING).today,
-            tokens_this_month=used.get(key.id, usage.NOTHING).month,
+            used=_wire_used(used.get(key.id, usage.NOTHING)),
         )
         for key in ApiKey.objects.order_by("pk")
     )
 
 
 # ------------------------------------------------------------------------------------------------ checks
+
+
+def _wire_used(tokens: usage.Tokens) -> Used:
+    return Used(tokens_today=tokens.today, tokens_this_month=tokens.month)
 
 
 def _wire_limits(row: Project | ApiKey) -> Limits:

@@ -18,7 +18,7 @@ from apikeys.errors import InvalidPeriod
 from apikeys.models import ApiKey, Project, UsageHour
 from apikeys.models import UsageBatch as UsageBatchRow
 from apikeys.signals import usage_recorded
-from wire.messages import UsageBatch, UsageRow
+from wire.feed import UsageBatch, UsageRow
 
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from apikeys.models import ApiKey, Project, UsageBatch
 from apikeys.services import feed_keys, feed_projects
 from deployments.services import feed_routes
 from fleet.models import Gateway
-from wire.messages import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot
+from wire.feed import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot
 
 LOOK_EVERY_S = 0.35
 KEYS_AT_LEAST_EVERY_S = 10.0

@@ -25,7 +25,8 @@ from fleet.loops import DatabaseThread, Loop
 from fleet.models import GatewayState, Role
 from fleet.reports import GatewayReport, store_gateway_reports
 from wire.errors import BadMessage
-from wire.messages import GatewayHello, GatewayStatus, UsageAck, UsageBatch, decode_from_gateway, encode
+from wire.feed import GatewayHello, GatewayStatus, UsageAck, UsageBatch, decode_from_gateway
+from wire.messages import encode
 from wire.versions import speaks
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,8 @@ from deployments.models import Deployment, Instance, Phase
 from deployments.specs import model_facts
 from deployments.status import statuses
 from fleet.models import ServerState
-from wire.messages import FeedRoute, InstanceState, Target
+from wire.feed import FeedRoute, Target
+from wire.messages import InstanceState
 
 
 def feed_routes() -> tuple[FeedRoute, ...]:
@@ -31,19 +32,20 @@ def feed_routes() -> tuple[FeedRoute, ...]:
 
 
 def _route(deployment: Deployment, targets: tuple[Target, ...], reason: str) -> FeedRoute:
-    context_tokens, embeddings = None, False
+    context_tokens: int | None = None
+    endpoints: tuple[str, ...] = ("chat", "completions", "tokenize")
     if deployment.revision is not None and deployment.revision.engine in engines.names():
         adapter = engines.get(deployment.revision.engine)
         parameters = deployment.revision.parameters
         context_tokens = adapter.max_context_tokens(model_facts(deployment.revision.model_version), parameters)
-        embeddings = adapter.serves_embeddings(parameters)
+        endpoints = adapter.endpoints(parameters)
     return FeedRoute(
         id=deployment.name,
         created=int(deployment.created_at.timestamp()),
         targets=targets,
         max_context_tokens=context_tokens,
         reason=reason if not targets else "",
-        embeddings=embeddings,
+        endpoints=endpoints,
     )
 
 

@@ -14,7 +14,8 @@ from django.db import DatabaseError, IntegrityError, InterfaceError, transaction
 
 from fleet.models import Gateway, GatewayState, Server, ServerDesired, ServerState
 from fleet.signals import server_observed
-from wire.messages import GatewayHello, GatewayStatus, Hello, Metrics, Observed
+from wire.feed import GatewayHello, GatewayStatus
+from wire.messages import Hello, Metrics, Observed
 
 log = structlog.get_logger(__name__)
 

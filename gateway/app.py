@@ -9,12 +9,13 @@ from typing import Any
 
 import orjson
 
-from gateway.admit import Endpoint, authenticate, find_route, visible_routes
+from gateway.access import authenticate, find_route, visible_routes
 from gateway.answers import JSON, Header, Message, Receive, Send, send_answer, send_error
+from gateway.calls import Endpoint
 from gateway.errors import GatewayError, gateway_starting
 from gateway.exchange import Exchange
 from gateway.service import Service, instant
-from wire.messages import FeedRoute
+from wire.feed import FeedRoute
 from wire.versions import RELEASE
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")

@@ -6,19 +6,9 @@ import asyncio
 import time
 from typing import Any
 
-from gateway.admit import (
-    Call,
-    Caller,
-    Endpoint,
-    authenticate,
-    estimate,
-    find_route,
-    is_limited,
-    parse_call,
-    prompt_tokens,
-    refused,
-)
+from gateway.access import Caller, authenticate, find_route, is_limited, refused
 from gateway.answers import JSON, Header, Receive, Send, send_answer, send_error
+from gateway.calls import Call, Endpoint, estimate, parse_call, prompt_tokens
 from gateway.errors import GatewayError, gateway_starting
 from gateway.journal import Record
 from gateway.meter import StreamMeter, Usage
@@ -149,7 +139,7 @@ class Exchange:
         call = parse_call(self._endpoint, raw)
         route = find_route(state, caller, call.model)
         self._call, self._model = call, route.id
-        if call.endpoint is Endpoint.EMBEDDINGS and not route.embeddings:
+        if call.endpoint is Endpoint.EMBEDDINGS and "embeddings" not in route.endpoints:
             raise GatewayError(
                 400, "unsupported_by_model", f"The model '{route.id}' does not make embeddings.", param="model"
             )

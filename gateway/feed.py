@@ -21,19 +21,18 @@ from gateway.home import Home, StoredState
 from gateway.state import State, apply_delta, from_snapshot, to_snapshot
 from wire import certs
 from wire.errors import BadMessage
-from wire.join import NodeIdentity, reconnect_delay_s
-from wire.messages import (
+from wire.feed import (
     GATEWAY_LINK_PATH,
     FeedDelta,
     FeedSnapshot,
     GatewayHello,
     GatewayStatus,
-    Refused,
     UsageAck,
     UsageBatch,
     decode_feed,
-    encode,
 )
+from wire.join import NodeIdentity, reconnect_delay_s
+from wire.messages import Refused, encode
 from wire.tokens import make_node_token
 
 log = structlog.get_logger(__name__)

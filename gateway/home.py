@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from wire.feed import FeedSnapshot
 from wire.join import NodeIdentity, host_id
-from wire.messages import FeedSnapshot
 
 
 class StoredState(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from wire.messages import UsageBatch, UsageRow
+from wire.feed import UsageBatch, UsageRow
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gateway.state import KeyEntry, ProjectEntry
-from wire.messages import FeedKey, FeedProject, Limits, UsageRow
+from wire.feed import FeedKey, FeedProject, Limits, UsageRow
 
 MINUTE_S = 60
 SETTLING_S = 5.0
@@ -266,13 +266,13 @@ def _check(
             raise Refusal(LimitKind.TOKENS_PER_MINUTE, owner, limit, used, wanted, wait)
     today = day_number(at.unix_s)
     if limits.tokens_per_day is not None:
-        base = subject.tokens_today if day_number(received_at) == today else 0
+        base = subject.used.tokens_today if day_number(received_at) == today else 0
         used = base + account.local_tokens(range(today, today + 1), at) + account.reserved
         until = (today + 1) * 86400 - at.unix_s
         wanted = _fit(LimitKind.TOKENS_PER_DAY, owner, limits.tokens_per_day, base, used, wanted, ask, until)
     if limits.tokens_per_month is not None:
         month = month_days(at.unix_s)
-        base = subject.tokens_this_month if day_number(received_at) in month else 0
+        base = subject.used.tokens_this_month if day_number(received_at) in month else 0
         used = base + account.local_tokens(month, at) + account.reserved
         until = month.stop * 86400 - at.unix_s
         wanted = _fit(LimitKind.TOKENS_PER_MONTH, owner, limits.tokens_per_month, base, used, wanted, ask, until)

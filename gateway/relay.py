@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import aiohttp
 import structlog
 
-from gateway.admit import Call, prefix_of
+from gateway.calls import Call, prefix_of
 from gateway.errors import EngineUnreachable, GatewayError, from_engine
 from gateway.meter import EventTooLarge, StreamMeter, Usage, read_answer
 from gateway.metrics import Metrics
 from gateway.routing import Balancer
 from gateway.upstream import Pool
-from wire.messages import FeedRoute, Target
+from wire.feed import FeedRoute, Target
 
 log = structlog.get_logger(__name__)
 

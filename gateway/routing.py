@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from wire.messages import Target
+from wire.feed import Target
 
 NEAR = 1
 """Targets with at most this many requests more than the least loaded one count as equal."""

@@ -15,7 +15,7 @@ from gateway.relay import Relay
 from gateway.routing import Balancer
 from gateway.state import State
 from gateway.upstream import Pool
-from wire.messages import FeedRoute, GatewayStatus
+from wire.feed import FeedRoute, GatewayStatus
 
 _RATE_WINDOW_S = 60
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from wire.messages import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot
+from wire.feed import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from yarl import URL
 
 from gateway.errors import EngineUnreachable, GatewayError
 from wire import certs
-from wire.messages import Target
+from wire.feed import Target
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import socket
 
 _FIRST, _LAST = 15_000, 32_000
 """Below the range that the kernel takes ports for outgoing connections from (Linux: 32768 to 60999)."""
-_candidates = itertools.count(random.Random(os.getpid()).randrange(_LAST - _FIRST))  # noqa: S311 - no secret
+_candidates = itertools.count(random.Random(os.getpid()).randrange(_LAST - _FIRST))
 
 
 def free_port() -> int:

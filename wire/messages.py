@@ -17,7 +17,6 @@ from wire.manifest import Manifest
 from wire.versions import PROTOCOL, RELEASE
 
 AGENT_LINK_PATH = "/link/agent"
-GATEWAY_LINK_PATH = "/link/gateway"
 BLOB_PATH = "/api/v1/blobs/{sha256}"
 JOIN_PATH = "/api/v1/join"
 JOIN_CA_PATH = "/api/v1/join/ca"
@@ -251,144 +250,9 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 AgentMessage = Hello | Observed | Metrics | LogTail
 MasterMessage = Welcome | Desired | Order | Refused
 
-
-# ------------------------------------------------------------------------------------------------ gateway feed
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Quota of a key or project; None: no limit. Days and months are UTC calendar ones."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    parallel_requests: int | None = None
-    tokens_per_day: int | None = None
-    tokens_per_month: int | None = None
-
-
-class FeedProject(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    name: str
-    active: bool
-    limits: Limits = Limits()
-    tokens_today: int = 0
-    """Tokens already accounted on the master for the current UTC day, this gateway's acknowledged batches included."""
-    tokens_this_month: int = 0
-
-
-class FeedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as the gateway needs it; the secret itself is unknown to everyone but its holder."""
-
-    id: str  # the 8 characters after `sk-stk-`
-    secret_hash: str  # hex HMAC-SHA256(pepper, whole key)
-    project_id: str
-    name: str
-    active: bool  # False: revoked
-    expires_at: float | None  # Unix time
-    models: tuple[str, ...] | None  # public names allowed; None: all
-    limits: Limits = Limits()
-    tokens_today: int = 0
-    tokens_this_month: int = 0
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """A ready instance behind a route."""
-
-    instance_id: str
-    server_id: str
-    host_id: str
-    port: int  # on the loopback of its server: direct when host_id is the gateway's own
-    relay_addresses: tuple[str, ...]  # how to reach the relay of its server from another machine
-    relay_port: int
-    engine_model: str  # name the engine knows the model by
-
-
-class FeedRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """Public model name -> ready instances. With no target the model is known, but not ready: 503."""
-
-    id: str  # = model name
-    created: int  # Unix time
-    targets: tuple[Target, ...]
-    max_context_tokens: int | None = None
-    reason: str = ""  # why there is no target, for the 503
-    embeddings: bool = False
-
-
-class FeedSnapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
-    """Whole state; first after each connect."""
-
-    pepper: str  # hex
-    projects: tuple[FeedProject, ...]
-    keys: tuple[FeedKey, ...]
-    routes: tuple[FeedRoute, ...]
-
-
-class FeedDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
-    """Changes since the message before on this connection: put these, drop those ids."""
-
-    projects: tuple[FeedProject, ...] = ()
-    keys: tuple[FeedKey, ...] = ()
-    routes: tuple[FeedRoute, ...] = ()
-    gone_projects: tuple[str, ...] = ()
-    gone_keys: tuple[str, ...] = ()
-    gone_routes: tuple[str, ...] = ()
-
-
-class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Summed usage of one hour x key x model x status within one batch."""
-
-    hour: int  # Unix time of the start of the UTC hour
-    project_id: str
-    key_id: str
-    model: str
-    status: int  # HTTP status given to the client (499: client went away)
-    requests: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    duration_ms: int  # summed
-    ttft_ms: int  # summed over requests with a first token
-
-
-class UsageBatch(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
-    """Delivered until acknowledged; counted once by `batch_id` (unique over all gateways and time)."""
-
-    batch_id: str
-    rows: tuple[UsageRow, ...]
-
-
-class UsageAck(msgspec.Struct, frozen=True, kw_only=True, tag="usage_ack"):
-    batch_id: str
-
-
-class GatewayHello(msgspec.Struct, frozen=True, kw_only=True, tag="gateway_hello"):
-    host_id: str
-    base_url: str
-    protocol: int = PROTOCOL
-    release: str = RELEASE
-
-
-class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True, tag="gateway_status"):
-    """Every second: what this gateway may still send requests to, and what is in flight.
-
-    An instance can be stopped without losing a request when no live gateway lists it in `routable` and its in-flight
-    count is 0.
-    """
-
-    at: float
-    routable: tuple[str, ...]  # instance ids
-    in_flight: dict[str, int]  # instance id -> requests, zeros left out
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
-
-
-GatewayMessage = GatewayHello | GatewayStatus | UsageBatch
-FeedMessage = Welcome | FeedSnapshot | FeedDelta | UsageAck | Refused
-
 _encoder = msgspec.json.Encoder()
 _agent_decoder = msgspec.json.Decoder(AgentMessage)
 _master_decoder = msgspec.json.Decoder(MasterMessage)
-_gateway_decoder = msgspec.json.Decoder(GatewayMessage)
-_feed_decoder = msgspec.json.Decoder(FeedMessage)
 
 
 def encode(message: msgspec.Struct) -> str:
@@ -396,7 +260,7 @@ def encode(message: msgspec.Struct) -> str:
     return _encoder.encode(message).decode()
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
+def decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -405,23 +269,11 @@ def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
 
 def decode_from_agent(text: str | bytes) -> AgentMessage:
     """Raises BadMessage."""
-    message: AgentMessage = _decode(_agent_decoder, text)
+    message: AgentMessage = decode(_agent_decoder, text)
     return message
 
 
 def decode_from_master(text: str | bytes) -> MasterMessage:
     """Message on an agent's link. Raises BadMessage."""
-    message: MasterMessage = _decode(_master_decoder, text)
-    return message
-
-
-def decode_from_gateway(text: str | bytes) -> GatewayMessage:
-    """Raises BadMessage."""
-    message: GatewayMessage = _decode(_gateway_decoder, text)
-    return message
-
-
-def decode_feed(text: str | bytes) -> FeedMessage:
-    """Message on a gateway's link. Raises BadMessage."""
-    message: FeedMessage = _decode(_feed_decoder, text)
+    message: MasterMessage = decode(_master_decoder, text)
     return message

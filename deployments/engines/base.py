@@ -267,7 +267,8 @@ class Adapter(Protocol):
     def max_context_tokens(self, model: ModelFacts, parameters: Mapping[str, Any]) -> int | None:
         """Longest prompt and answer of one request."""
 
-    def serves_embeddings(self, parameters: Mapping[str, Any]) -> bool: ...
+    def endpoints(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Of `wire.feed.ENDPOINT_GROUPS`: what an engine started with these parameters answers."""
 
 
 def gib(size_bytes: float) -> str:

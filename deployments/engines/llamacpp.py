@@ -205,8 +205,10 @@ class LlamaCpp:
         asked = parameters.get("context_tokens")
         return int(asked or min(DEFAULT_CONTEXT_TOKENS, model.context_tokens or DEFAULT_CONTEXT_TOKENS))
 
-    def serves_embeddings(self, parameters: Mapping[str, Any]) -> bool:
-        return bool(parameters.get("embeddings"))
+    def endpoints(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        if parameters.get("embeddings"):
+            return ("embeddings", "tokenize")
+        return ("chat", "completions", "responses", "messages", "tokenize")
 
     def estimate(self, model: ModelFacts, parameters: Mapping[str, Any], gpus: int = 0) -> Estimate:
         values = self.schema.resolve(parameters)

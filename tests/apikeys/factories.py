@@ -11,7 +11,7 @@ from rest_framework.test import APIClient
 
 from apikeys import services
 from apikeys.models import ApiKey, Project
-from wire.messages import UsageBatch, UsageRow
+from wire.feed import UsageBatch, UsageRow
 
 NOW = dt.datetime(2026, 3, 5, 12, 30, tzinfo=dt.UTC)
 HOUR = dt.datetime(2026, 3, 5, 12, tzinfo=dt.UTC)

@@ -24,7 +24,7 @@ from apikeys.models import ApiKey, Project, ProjectRole
 from apikeys.signals import keys_changed
 from apikeys.snippets import snippets
 from tests.apikeys.factories import HOUR, NOW, make_batch, make_key, make_project, make_row, make_user
-from wire.messages import Limits
+from wire.feed import Limits
 
 pytestmark = pytest.mark.django_db
 
@@ -197,13 +197,13 @@ def test_gateways_are_told_of_every_project_and_key_with_what_was_used():
     (told_project,) = services.feed_projects(NOW)
     assert (told_project.id, told_project.name, told_project.active) == (str(project.pk), "team", True)
     assert told_project.limits == Limits(tokens_per_day=1000)
-    assert (told_project.tokens_today, told_project.tokens_this_month) == (120, 135)
+    assert (told_project.used.tokens_today, told_project.used.tokens_this_month) == (120, 135)
     told = {feed.id: feed for feed in services.feed_keys(NOW)}
     assert told[key.id].models == ("chat",)
     assert told[key.id].secret_hash == key.secret_hash
     assert told[key.id].expires_at == (NOW + dt.timedelta(days=1)).timestamp()
     assert told[key.id].limits == Limits(parallel_requests=2)
-    assert (told[key.id].tokens_today, told[key.id].tokens_this_month) == (15, 30)
+    assert (told[key.id].used.tokens_today, told[key.id].used.tokens_this_month) == (15, 30)
     assert (told[key.id].active, told[revoked.id].active) == (True, False)
     assert told[revoked.id].models is None
 

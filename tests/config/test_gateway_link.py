@@ -18,18 +18,8 @@ from fleet.services import create_join_token, join_node, revoke_gateway
 from tests.factories import make_deployment, make_instance, make_key, make_project
 from tests.fleet.nodes import Link, Node, make_node
 from tests.master import Master, in_database, until, utc_now
-from wire.messages import (
-    FeedDelta,
-    FeedRoute,
-    FeedSnapshot,
-    GatewayHello,
-    GatewayStatus,
-    Refused,
-    UsageAck,
-    UsageBatch,
-    UsageRow,
-    Welcome,
-)
+from wire.feed import FeedDelta, FeedRoute, FeedSnapshot, GatewayHello, GatewayStatus, UsageAck, UsageBatch, UsageRow
+from wire.messages import Refused, Welcome
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -161,7 +151,7 @@ def test_usage_is_counted_once_acknowledged_and_fed_back(master: Master) -> None
             seen = [await link.next(), await link.next()]
             assert UsageAck(batch_id="b-1") in seen
             delta = next(message for message in seen if isinstance(message, FeedDelta))
-            assert delta.keys[0].tokens_today == 15
+            assert delta.keys[0].used.tokens_today == 15
             assert await in_database(lambda: UsageHour.objects.get().prompt_tokens) == 10
 
     run(scenario())

@@ -116,7 +116,7 @@ def test_every_parameter_reaches_the_command() -> None:
     assert value_of("--reasoning-format", arguments) == "none"
     assert {"--embeddings", "--no-jinja"} <= set(arguments)
     assert arguments[-3:] == ["--rope-scaling", "linear", "--mlock"]
-    assert LLAMA.serves_embeddings(parameters)
+    assert "embeddings" in LLAMA.endpoints(parameters)
 
 
 def test_what_a_person_typed_is_never_taken_for_a_placeholder() -> None:

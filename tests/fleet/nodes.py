@@ -12,7 +12,8 @@ import aiohttp
 
 from tests.factories import make_facts, make_load
 from wire import certs, join, messages, tokens
-from wire.messages import GatewayHello, Hello, JoinReply, JoinRequest, Metrics, Observed
+from wire.feed import GATEWAY_LINK_PATH, GatewayHello, decode_feed
+from wire.messages import Hello, JoinReply, JoinRequest, Metrics, Observed
 
 MASTER_NAME = "master.stokehold.internal"
 
@@ -55,7 +56,7 @@ class Node:
     async def link(self, *, hello: bool = True, bearer: str | None = None) -> AsyncIterator[Link]:
         """Its link, greeted."""
         headers = {"Authorization": f"Bearer {bearer or self.bearer()}"}
-        path = messages.AGENT_LINK_PATH if self.role == "agent" else messages.GATEWAY_LINK_PATH
+        path = messages.AGENT_LINK_PATH if self.role == "agent" else GATEWAY_LINK_PATH
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(
@@ -83,7 +84,7 @@ class Link:
         """The next message."""
         frame = await self.socket.receive(within_s)
         assert frame.type is aiohttp.WSMsgType.TEXT, frame
-        for decode in (messages.decode_from_master, messages.decode_feed):
+        for decode in (messages.decode_from_master, decode_feed):
             with contextlib.suppress(Exception):
                 return decode(frame.data)
         raise AssertionError(f"not understood: {frame.data!r}")

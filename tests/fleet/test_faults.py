@@ -27,8 +27,9 @@ from tests.fleet.nodes import Link, Node, make_metrics, make_node, make_observed
 from tests.master import Master, test_database_url, utc_now
 from tests.waiting import wait_for
 from wire import envelope
+from wire.feed import FeedSnapshot, UsageAck, UsageBatch
 from wire.join import NodeKeys
-from wire.messages import Desired, FeedSnapshot, JoinReply, LogTail, Order, TailLogs, UsageAck, UsageBatch
+from wire.messages import Desired, JoinReply, LogTail, Order, TailLogs
 
 # ------------------------------------------------------------------------------------------------ the channel layer
 

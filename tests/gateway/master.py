@@ -20,9 +20,8 @@ from aiohttp import web
 
 from gateway.home import Home
 from wire import certs, join
-from wire.messages import (
-    JOIN_CA_PATH,
-    JOIN_PATH,
+from wire.feed import (
+    ENDPOINT_GROUPS,
     FeedDelta,
     FeedKey,
     FeedProject,
@@ -30,18 +29,14 @@ from wire.messages import (
     FeedSnapshot,
     GatewayHello,
     GatewayStatus,
-    JoinReply,
-    JoinRequest,
     Limits,
-    Refused,
     Target,
     UsageAck,
     UsageBatch,
     UsageRow,
-    Welcome,
     decode_from_gateway,
-    encode,
 )
+from wire.messages import JOIN_CA_PATH, JOIN_PATH, JoinReply, JoinRequest, Refused, Welcome, encode
 from wire.tokens import JoinToken, claimed_node, verify_node_token
 
 NOW = dt.datetime.now(dt.UTC)
@@ -90,7 +85,7 @@ def make_target(port: int, host_id: str, **changes: Any) -> Target:
 
 
 def make_route(name: str, *targets: Target, **changes: Any) -> FeedRoute:
-    values: dict[str, Any] = {"id": name, "created": 1_700_000_000, "targets": targets, "embeddings": True}
+    values: dict[str, Any] = {"id": name, "created": 1_700_000_000, "targets": targets, "endpoints": ENDPOINT_GROUPS}
     return FeedRoute(**{**values, **changes})
 
 

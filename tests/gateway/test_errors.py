@@ -136,7 +136,7 @@ async def test_other_endpoints_check_their_own_fields(world: World) -> None:
 
 @pytest.mark.asyncio
 async def test_a_model_without_embeddings_says_so(world: World) -> None:
-    await world.route(make_route("public", make_target(world.engine.port, own_host_id()), embeddings=False))
+    await world.route(make_route("public", make_target(world.engine.port, own_host_id()), endpoints=("chat",)))
     status, error, _ = await refused(world.post({"model": "public", "input": "x"}, "/v1/embeddings"))
     assert (status, error["code"]) == (400, "unsupported_by_model")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.journal import Journal, Record, sum_rows
-from wire.messages import UsageBatch
+from wire.feed import UsageBatch
 
 pytestmark = pytest.mark.asyncio
 

@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.master import until
 from tests.gateway.test_errors import refused
 from tests.gateway.world import World
-from wire.messages import Limits
+from wire.feed import Limits, Used
 
 pytestmark = pytest.mark.asyncio
 
@@ -58,11 +58,11 @@ async def test_parallel_requests_are_held_to_the_limit_and_come_back(world: Worl
 
 
 async def test_a_used_up_day_is_an_insufficient_quota(world: World) -> None:
-    await world.limit(Limits(tokens_per_day=100), tokens_today=100)
+    await world.limit(Limits(tokens_per_day=100), used=Used(tokens_today=100))
     status, error, headers = await refused(world.post())
     assert (status, error["code"], error["type"]) == (429, "insufficient_quota", "insufficient_quota")
     assert 0 < int(headers["retry-after"]) <= 86400
-    await world.limit(Limits(tokens_per_month=100), tokens_this_month=90)
+    await world.limit(Limits(tokens_per_month=100), used=Used(tokens_this_month=90))
     assert (await refused(world.post(world.ask(max_tokens=50))))[1]["code"] == "insufficient_quota"
 
 

@@ -18,8 +18,8 @@ from gateway.home import Home, own_host_id
 from tests.fakes.engine import FakeEngine, running_engine
 from tests.gateway.master import FakeMaster, make_feed_key, make_project, make_route, make_target, running_master, until
 from tests.gateway.processes import answers, finish, start
-from tests.ports import free_port
 from tests.gateway.world import CHAT
+from tests.ports import free_port
 
 pytestmark = pytest.mark.asyncio
 

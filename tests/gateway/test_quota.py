@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.quota import SETTLING_S, Ask, Hold, Instant, Ledger, LimitKind, Refusal, Window, day_number, month_days
 from gateway.state import KeyEntry, ProjectEntry
 from tests.gateway.master import make_feed_key, make_project
-from wire.messages import Limits, UsageRow
+from wire.feed import Limits, UsageRow, Used
 
 NOON = dt.datetime(2026, 3, 31, 12, tzinfo=dt.UTC).timestamp()
 
@@ -22,7 +23,7 @@ def at(seconds: float) -> Instant:
 
 
 def entries(
-    key: Limits | None = None, project: Limits | None = None, **key_values: int
+    key: Limits | None = None, project: Limits | None = None, **key_values: Any
 ) -> tuple[KeyEntry, ProjectEntry]:
     feed_key, _ = make_feed_key(limits=key or Limits(), **key_values)
     return KeyEntry(feed_key, b"", None, NOON), ProjectEntry(make_project(limits=project or Limits()), NOON)
@@ -85,7 +86,7 @@ def test_more_than_the_whole_limit_is_never_admitted_and_says_so() -> None:
 
 
 def test_a_guessed_answer_is_cut_to_what_is_left_of_the_day() -> None:
-    ledger, pair = Ledger(), entries(Limits(tokens_per_day=1000), tokens_today=900)
+    ledger, pair = Ledger(), entries(Limits(tokens_per_day=1000), used=Used(tokens_today=900))
     hold = ledger.admit(*pair, Ask(10, 512, False), at(0))
     assert hold.reserved == 100
     refused = refusal(ledger, pair, Ask(10, 512, False), at(0))
@@ -93,13 +94,13 @@ def test_a_guessed_answer_is_cut_to_what_is_left_of_the_day() -> None:
 
 
 def test_a_new_day_starts_at_zero_even_when_the_master_is_away() -> None:
-    ledger, pair = Ledger(), entries(Limits(tokens_per_day=100, tokens_per_month=500), tokens_today=100)
+    ledger, pair = Ledger(), entries(Limits(tokens_per_day=100, tokens_per_month=500), used=Used(tokens_today=100))
     refusal(ledger, pair, SMALL, at(0))
     ledger.settle(ledger.admit(*pair, SMALL, at(12 * 3600)), 20, at(12 * 3600))
 
 
 def test_a_month_counts_what_the_master_knows_and_what_it_does_not_yet() -> None:
-    ledger, pair = Ledger(), entries(Limits(tokens_per_month=100), tokens_this_month=50)
+    ledger, pair = Ledger(), entries(Limits(tokens_per_month=100), used=Used(tokens_this_month=50))
     ledger.settle(ledger.admit(*pair, Ask(10, 20, True), at(0)), 30, at(0))
     assert refusal(ledger, pair, Ask(10, 11, True), at(1)).used == 80
 
@@ -126,7 +127,7 @@ def test_acknowledged_tokens_count_until_the_masters_new_total_is_here() -> None
     ledger.acknowledge([row(pair, 90)], at(1))
     assert refusal(ledger, pair, SMALL, at(1)).used == 90
     ledger.rebase([pair[0].key.id], ["p1"])
-    newer = entries(Limits(tokens_per_day=100), tokens_today=90)
+    newer = entries(Limits(tokens_per_day=100), used=Used(tokens_today=90))
     assert refusal(ledger, newer, SMALL, at(2)).used == 90
 
 

@@ -17,7 +17,7 @@ from gateway.server import Gateway, Listen
 from gateway.service import Settings
 from tests.fakes.engine import FakeEngine, running_engine
 from tests.gateway.master import FakeMaster, make_feed_key, make_project, make_route, make_target, running_master, until
-from wire.messages import FeedKey, FeedRoute, Limits
+from wire.feed import FeedKey, FeedRoute, Limits
 
 CHAT = "/v1/chat/completions"
 

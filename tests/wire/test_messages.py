@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import messages
+from wire import feed, messages
 from wire.engine import EngineSpec, spec_hash
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest, check_path
@@ -32,8 +32,8 @@ def test_messages_of_an_agent_come_back_equal() -> None:
 
 
 def test_messages_of_a_gateway_come_back_equal() -> None:
-    message = messages.GatewayStatus(at=1.0, routable=("i-1",), in_flight={"i-1": 2})
-    assert messages.decode_from_gateway(messages.encode(message)) == message
+    message = feed.GatewayStatus(at=1.0, routable=("i-1",), in_flight={"i-1": 2})
+    assert feed.decode_from_gateway(messages.encode(message)) == message
 
 
 @given(st.text(max_size=80))

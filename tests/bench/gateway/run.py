@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 from gateway.home import Home, StoredState, own_host_id  # noqa: E402
 from tests.ports import free_port  # noqa: E402
 from wire import certs, join  # noqa: E402
-from wire.messages import FeedKey, FeedProject, FeedRoute, FeedSnapshot, JoinReply, Target  # noqa: E402
+from wire.feed import FeedKey, FeedProject, FeedRoute, FeedSnapshot, Target  # noqa: E402
+from wire.messages import JoinReply  # noqa: E402
 
 UPSTREAM_PORT = 8101
 KEY = "sk-stk-benchkey-" + "b" * 43
