@@ -7,7 +7,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -98,8 +97,6 @@ def _run(home: Home, options: argparse.Namespace) -> int:
         access_log=not options.no_access_log,
     )
     listen = Listen(options.host, options.port, options.tls_cert, options.tls_key)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn takes them while it serves, and raises them again after
     gc.freeze()  # what is loaded by now stays: no need to look at it again and again
     gc.set_threshold(_GC_THRESHOLD, 20, 100)
     try:

@@ -1,4 +1,4 @@
-"""The HTTP side: a plain ASGI app. Finds out what is asked, and lets an `Exchange` or a small answer do it."""
+"""The HTTP side. Finds out what is asked, and lets an `Exchange` or a small answer do it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import itertools
 import re
 import secrets
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 
 from gateway.access import authenticate, find_route, visible_routes
-from gateway.answers import JSON, Header, Message, Receive, Send, send_answer, send_error
+from gateway.answers import JSON, send_error
 from gateway.calls import Endpoint
 from gateway.errors import GatewayError, gateway_starting
 from gateway.exchange import Exchange
+from gateway.http.request import Header, Request
 from gateway.service import Service, instant
 from wire.feed import FeedRoute
 from wire.versions import RELEASE
@@ -27,7 +29,7 @@ _EXPOSED_HEADERS = b"x-request-id, retry-after, x-ratelimit-remaining-requests, 
 
 
 class App:
-    """ASGI application of one gateway process."""
+    """Handler of all requests of one gateway process."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -35,47 +37,46 @@ class App:
         self._count = itertools.count(1)
         self._origins = frozenset(origin.encode() for origin in service.settings.cors_origins)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+    async def __call__(self, request: Request) -> None:
+        """Answer one request."""
+        headers = request.headers
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else self._next_id()
         common: list[Header] = [(b"x-request-id", request_id)]
         if self._origins and (origin := headers.get(b"origin")) is not None:
             common += self._cors(origin)
-            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                await send_answer(send, 204, b"", common)
+            if request.method == "OPTIONS" and b"access-control-request-method" in headers:
+                request.answer(204, common, b"")
                 return
-        endpoint = _ENDPOINTS.get(scope["path"])
+        endpoint = _ENDPOINTS.get(request.path)
         try:
-            if endpoint is not None:
-                if scope["method"] != "POST":
-                    raise _not_allowed(b"POST")
-                await Exchange(self._service, endpoint, headers, common, request_id.decode()).run(receive, send)
+            if endpoint is None:
+                self._small(request, common)
+            elif request.method != "POST":
+                raise _not_allowed(b"POST")
             else:
-                await self._small(scope, headers, common, send)
+                await Exchange(self._service, endpoint, request, common, request_id).run()
         except GatewayError as error:
-            await send_error(send, error, common)
+            send_error(request, error, common)
 
     def _next_id(self) -> bytes:
         """Unique over all processes."""
         return b"req-%b-%x" % (self._process, next(self._count))
 
-    async def _small(self, scope: Message, headers: dict[bytes, bytes], common: list[Header], send: Send) -> None:
+    def _small(self, request: Request, common: list[Header]) -> None:
         """Everything that is answered from memory."""
-        path: str = scope["path"]
+        path = request.path
         if path not in _PATHS and not path.startswith(_MODELS + "/"):
             raise GatewayError(404, "not_found", f"There is nothing at {path[:200]}. The API is below /v1/.")
-        if scope["method"] not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD"):
             raise _not_allowed(b"GET")
-        status, content_type, body = self._look_up(path, headers)
-        await send_answer(send, status, body, [(b"content-type", content_type), *common])
+        status, content_type, body = self._look_up(path, request.headers)
+        request.answer(status, [(b"content-type", content_type), *common], body)
 
     def _look_up(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, bytes, bytes]:
         service = self._service
         if path == _MODELS or path.startswith(_MODELS + "/"):
-            return 200, JSON[1], self._models(path[len(_MODELS) + 1 :], headers)
+            return 200, JSON[1], self._models(unquote(path[len(_MODELS) + 1 :]), headers)
         if path == "/healthz":
             return 200, JSON[1], b'{"status":"ok"}'
         if path == "/readyz":
@@ -128,3 +129,8 @@ def _not_allowed(allow: bytes) -> GatewayError:
     return GatewayError(
         405, "method_not_allowed", f"Only {allow.decode()} is understood here.", headers=((b"allow", allow),)
     )
+
+
+def bad_request(status: int, why: str) -> tuple[list[Header], bytes]:
+    """(headers, body) of an answer to what is no request of ours."""
+    return [JSON], GatewayError(status, "invalid_request", why).body()

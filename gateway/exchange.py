@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 from gateway.access import Caller, authenticate, find_route, is_limited, refused
-from gateway.answers import JSON, Header, Receive, Send, send_answer, send_error
+from gateway.answers import JSON, send_error
 from gateway.calls import Call, Endpoint, estimate, parse_call, prompt_tokens
 from gateway.errors import GatewayError, gateway_starting
+from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
 from gateway.journal import Record
-from gateway.meter import StreamMeter, Usage
+from gateway.meter import StreamMeter, Usage, read_answer
 from gateway.metrics import UNKNOWN_MODEL
 from gateway.quota import Ask, Hold, Rate, Refusal
-from gateway.relay import Opened, StreamBroken
+from gateway.relay import Opened, Pipe, StreamBroken
 from gateway.service import Service, instant
 from gateway.state import State
 
 CLIENT_CLOSED = 499
-_WATCH_AFTER_S = 0.02
-"""Shorter requests are not watched for a client that goes away: a task would cost more than it saves."""
-_DRAIN_S, _DRAIN_FACTOR = 3.0, 4
 _NO_ESTIMATE = Ask(0, 0, True)
 
 
@@ -29,11 +26,11 @@ class Exchange:
     """A request to one of the engine endpoints."""
 
     def __init__(
-        self, service: Service, endpoint: Endpoint, headers: dict[bytes, bytes], common: list[Header], request_id: str
+        self, service: Service, endpoint: Endpoint, request: Request, common: list[Header], request_id: bytes
     ) -> None:
         self._service = service
         self._endpoint = endpoint
-        self._headers = headers
+        self._request = request
         self._common = common
         self._request_id = request_id
         self._started_at = time.monotonic()
@@ -46,91 +43,46 @@ class Exchange:
         self._usage = Usage()
         self._status = 500
         self._instance_id = ""
-        self._gone = False
-        self._answering = False
-        self._watcher: asyncio.Task[None] | None = None
 
-    async def run(self, receive: Receive, send: Send) -> None:
+    async def run(self) -> None:
         """Serve it. Errors become answers; a client that goes away cancels everything at once."""
-        service = self._service
+        service, request = self._service, self._request
         service.metrics.in_flight += 1
         task = asyncio.current_task()
-        timer: asyncio.TimerHandle | None = None
+        request.on_gone = None if task is None else lambda: _cancel(task)
         try:
             self._authenticate()  # before a byte of the body is kept
-            raw = await self._read_body(receive)
-            timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch, receive, task)
-            call = self._admit(raw)
-            await self._relay(call, send)
+            call = self._admit(await self._read_body())
+            await self._relay(call)
         except GatewayError as error:
             self._status = error.status
-            if not self._gone:
-                await send_error(send, error, self._common)
+            send_error(request, error, self._common)
         except asyncio.CancelledError:
-            if not self._gone or task is None:
+            if not request.gone or task is None:
                 raise
             task.uncancel()
             self._status = CLIENT_CLOSED
         finally:
-            if timer is not None:
-                timer.cancel()
-            if self._watcher is not None:
-                self._watcher.cancel()
+            request.on_gone = None
             service.metrics.in_flight -= 1
             self._account()
 
-    def _watch(self, receive: Receive, task: asyncio.Task[Any] | None) -> None:
-        if task is not None:
-            self._watcher = asyncio.create_task(self._await_disconnect(receive, task))
-
-    async def _await_disconnect(self, receive: Receive, task: asyncio.Task[Any]) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if self._status == 500:  # not answered yet: the client has gone
-            self._gone = True
-            task.cancel()
-
-    async def _read_body(self, receive: Receive) -> bytes:
+    async def _read_body(self) -> bytes:
         limit = self._service.settings.max_body_bytes
-        length = self._headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > limit:
-            await self._drain(receive, int(length))
-            raise _too_large(limit)
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self._gone = True
-                raise GatewayError(CLIENT_CLOSED, "client_closed", "The client went away.")
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                await self._drain(receive, limit)
-                raise _too_large(limit)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _drain(self, receive: Receive, expected: int) -> None:
-        """Read on for a moment and forget it, so that a client that is still sending sees the answer, not a reset."""
-        if expected > self._service.settings.max_body_bytes * _DRAIN_FACTOR:
-            return
-        left = self._service.settings.max_body_bytes * _DRAIN_FACTOR
         try:
-            async with asyncio.timeout(_DRAIN_S):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
+            return await self._request.body(limit)
+        except BodyTooLarge:
+            raise _too_large(limit) from None
+        except BadBody:
+            raise GatewayError(400, "invalid_request", "The body of the request is not valid HTTP.") from None
+        except ClientGone:
+            raise GatewayError(CLIENT_CLOSED, "client_closed", "The client went away.") from None
 
     def _authenticate(self) -> tuple[State, Caller]:
         state = self._service.state
         if state is None:
             raise gateway_starting()
-        return state, authenticate(state, self._headers.get(b"authorization"), time.time())
+        return state, authenticate(state, self._request.headers.get(b"authorization"), time.time())
 
     def _admit(self, raw: bytes) -> Call:
         service, now = self._service, instant()
@@ -161,46 +113,47 @@ class Exchange:
                     (b"x-ratelimit-reset-" + name, _span(rate.reset_s)),
                 )
 
-    async def _relay(self, call: Call, send: Send) -> None:
+    async def _relay(self, call: Call) -> None:
         relay = self._service.relay
         opened = await relay.open(call, self._request_id)
         self._instance_id = opened.target.instance_id
         try:
-            if opened.is_stream:
-                await self._stream(call, opened, send)
+            if opened.answer.is_stream:
+                await self._stream(call, opened)
             else:
-                await self._whole(call, opened, send)
+                self._whole(call, opened)
         finally:
             relay.close(opened)
 
-    async def _whole(self, call: Call, opened: Opened, send: Send) -> None:
-        body, usage = await self._service.relay.read_whole(opened, call.model)
+    def _whole(self, call: Call, opened: Opened) -> None:
+        body, usage = read_answer(opened.answer.body(), call.model)
         self._first_byte_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
-        await send_answer(send, 200, body, [JSON, *self._common])
+        self._request.answer(200, [JSON, *self._common], body)
 
-    async def _stream(self, call: Call, opened: Opened, send: Send) -> None:
+    async def _stream(self, call: Call, opened: Opened) -> None:
         meter = self._meter = StreamMeter(call.model, strip_usage=not call.wants_usage)
-
-        async def write(data: bytes) -> None:
-            if not self._answering:
-                self._answering = True
-                self._first_byte_at = time.monotonic()
-                await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *self._common]})
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-
+        request = self._request
+        pipe = Pipe(opened.answer, meter, request, self._begin_stream)
         try:
-            await self._service.relay.pass_stream(opened, meter, call.model, write)
+            await self._service.relay.pass_stream(opened, meter, call.model, pipe)
         except StreamBroken as broken:
-            if not self._answering:
+            if not request.started:
                 raise broken.error from broken
             self._status = broken.error.status
             if not broken.told:
-                await send({"type": "http.response.body", "body": broken.error.event(), "more_body": True})
-            return  # without the end of the body: the server cuts the connection, nobody takes it for a whole answer
+                request.write(broken.error.event())
+            request.cut()  # without the end of the body: nobody takes it for a whole answer
+            return
         self._status = 200
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if not request.started:
+            self._begin_stream()
+        request.finish()
+
+    def _begin_stream(self) -> None:
+        self._first_byte_at = time.monotonic()
+        self._request.start(200, [*_STREAM, *self._common])
 
     def _account(self) -> None:
         """Settle the quota, write the usage ahead, count and log."""
@@ -244,7 +197,7 @@ class Exchange:
                 completion_tokens=usage.completion_tokens,
                 took_ms=round(duration_s * 1000, 1),
                 ttft_ms=None if ttft_s is None else round(ttft_s * 1000, 1),
-                request_id=self._request_id,
+                request_id=self._request_id.decode(),
             )
 
 
@@ -255,12 +208,15 @@ _STREAM: tuple[Header, ...] = (
 )
 
 
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
 def _too_large(limit: int) -> GatewayError:
     return GatewayError(
         413,
         "request_too_large",
         f"The body is larger than {limit // (1024 * 1024)} MiB.",
-        headers=((b"connection", b"close"),),
     )
 
 

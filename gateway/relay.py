@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiohttp
 import structlog
 
 from gateway.calls import Call, prefix_of
 from gateway.errors import EngineUnreachable, GatewayError, from_engine
-from gateway.meter import EventTooLarge, StreamMeter, Usage, read_answer
+from gateway.http.client import Answer, AnswerBroken, AnswerLate
+from gateway.http.request import Request
+from gateway.meter import EventTooLarge, StreamMeter
 from gateway.metrics import Metrics
 from gateway.routing import Balancer
 from gateway.upstream import Pool
@@ -28,22 +29,15 @@ log = structlog.get_logger(__name__)
 RETRY_BUDGET_S = 10.0
 """How long a request waits for a restarting engine when there is no other."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
-
-Write = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An engine's answer whose headers have come. Give it to `Relay.close`."""
+    """An engine's answer with status 200: whole, or a stream. Give it to `Relay.close`."""
 
     target: Target
-    response: aiohttp.ClientResponse
-
-    @property
-    def is_stream(self) -> bool:
-        return self.response.content_type == "text/event-stream"
+    answer: Answer
 
 
 class StreamBroken(Exception):
@@ -57,7 +51,7 @@ class StreamBroken(Exception):
 
 
 class Relay:
-    """Opens and passes on engines' answers. `find_route` gives the route of a model as it is now."""
+    """Opens engines' answers. `find_route` gives the route of a model as it is now."""
 
     def __init__(
         self,
@@ -76,7 +70,7 @@ class Relay:
         self._lost_at = lost_at
         self._budget_s = budget_s
 
-    async def open(self, call: Call, request_id: str) -> Opened:
+    async def open(self, call: Call, request_id: bytes) -> Opened:
         """An answer with status 200. Raises GatewayError for anything else, after all tries."""
         deadline = time.monotonic() + self._budget_s
         tried: set[str] = set()
@@ -98,7 +92,7 @@ class Relay:
                         instance=target.instance_id,
                         model=call.model,
                         reason=last,
-                        request_id=request_id,
+                        request_id=request_id.decode(),
                     )
                     tried.add(target.instance_id)
                     continue
@@ -108,65 +102,39 @@ class Relay:
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.6)
             tried.clear()
 
-    async def _try(self, target: Target, call: Call, request_id: str) -> Opened:
+    async def _try(self, target: Target, call: Call, request_id: bytes) -> Opened:
         self._balancer.started(target.instance_id)
         try:
-            response = await self._pool.post(
-                target, call.endpoint.value, call.body_for(target.engine_model), request_id
-            )
+            body = call.body_for(target.engine_model)
+            answer = await self._pool.line(target).ask(call.endpoint.value, b"application/json", body, request_id)
         except BaseException:
             self._balancer.finished(target.instance_id)
             raise
-        opened = Opened(target, response)
-        if response.status == 200:
+        opened = Opened(target, answer)
+        if answer.status == 200:
             self._balancer.succeeded(target.instance_id)
             return opened
-        try:
-            body = await response.content.read(_MAX_ERROR_BYTES)
-        except (aiohttp.ClientError, TimeoutError):
-            body = b""
-        finally:
-            self.close(opened)
-        if response.status == 503:
+        self.close(opened)
+        if answer.status == 503:
             raise EngineUnreachable("loading", loading=True)
-        error = from_engine(response.status, body)
+        error = from_engine(answer.status, answer.body()[:_MAX_ERROR_BYTES])
         if error.status >= 500:
-            self._metrics.upstream_failed(call.model, f"status {response.status}")
+            self._metrics.upstream_failed(call.model, f"status {answer.status}")
         raise error
 
     def close(self, opened: Opened) -> None:
-        """Ends an answer: given back to the pool when it was read whole, else cut."""
-        self._pool.release(opened.response)
+        """Ends an answer: its connection is kept when it was read whole, else cut."""
+        opened.answer.close()
         self._balancer.finished(opened.target.instance_id)
 
-    async def read_whole(self, opened: Opened, model: str) -> tuple[bytes, Usage | None]:
-        """(body under the public name, usage) of an answer that is no stream. Raises GatewayError 502, 504."""
-        try:
-            body = await opened.response.read()
-        except TimeoutError as error:
-            raise GatewayError(504, "engine_timeout", "The engine did not finish its answer in time.") from error
-        except aiohttp.ClientError as error:
-            self._metrics.upstream_failed(model, "broken answer")
-            raise GatewayError(502, "engine_failed", "The engine broke off in the middle of its answer.") from error
-        if len(body) > MAX_ANSWER_BYTES:
-            raise GatewayError(502, "engine_failed", "The engine's answer is too large.")
-        return read_answer(body, model)
-
-    async def pass_stream(self, opened: Opened, meter: StreamMeter, model: str, write: Write) -> None:
+    async def pass_stream(self, opened: Opened, meter: StreamMeter, model: str, pipe: Pipe) -> None:
         """Pass a stream on, event by event, as fast as the client takes it. Raises StreamBroken."""
-        content = opened.response.content
-        try:
-            while data := await content.readany():
-                if out := meter.feed(data):
-                    await write(out)
-            if out := meter.end():
-                await write(out)
-        except TimeoutError as error:
-            raise self._broken(model, meter, 504, "engine_timeout", "The engine stopped sending.") from error
-        except (aiohttp.ClientError, EventTooLarge) as error:
-            raise self._broken(model, meter, 502, "engine_failed", _BROKE_OFF) from error
-        if not meter.done or meter.failed:
-            raise self._broken(model, meter, 502, "engine_failed", _BROKE_OFF)
+        opened.answer.pipe(pipe)
+        error = await pipe.ended
+        if isinstance(error, AnswerLate):
+            raise self._broken(model, meter, 504, "engine_timeout", "The engine stopped sending.")
+        if error is not None or not meter.done or meter.failed:
+            raise self._broken(model, meter, 502, "engine_failed", BROKE_OFF)
 
     def _broken(self, model: str, meter: StreamMeter, status: int, code: str, message: str) -> StreamBroken:
         self._metrics.upstream_failed(model, "broken stream")
@@ -194,4 +162,55 @@ class Relay:
         )
 
 
-_BROKE_OFF = "The engine broke off in the middle of its answer: it is not complete."
+class Pipe:
+    """From an engine's answer through the meter to the client, without a task of its own: a chunk is written in the
+    very call that brought it. While the client takes nothing, the engine is not read."""
+
+    __slots__ = ("_answer", "_begin", "_meter", "_request", "ended", "wrote_at")
+
+    def __init__(self, answer: Answer, meter: StreamMeter, request: Request, begin: Callable[[], None]) -> None:
+        self._answer = answer
+        self._meter = meter
+        self._request = request
+        self._begin = begin
+        """Writes the head of the client's answer."""
+        self.ended: asyncio.Future[AnswerBroken | None] = asyncio.get_running_loop().create_future()
+        request.on_room = answer.resume
+
+    def take(self, data: bytes) -> None:
+        if self.ended.done():
+            return
+        try:
+            out = self._meter.feed(data)
+        except EventTooLarge:
+            self._fail(AnswerBroken("an event without an end"))
+            return
+        if out:
+            self._write(out)
+
+    def end(self, error: AnswerBroken | None) -> None:
+        if self.ended.done():
+            return
+        if error is None:
+            try:
+                out = self._meter.end()
+            except EventTooLarge:
+                out = b""
+            if out:
+                self._write(out)
+        self.ended.set_result(error)
+
+    def _write(self, out: bytes) -> None:
+        request = self._request
+        if not request.started:
+            self._begin()
+        request.write(out)
+        if request.jammed:
+            self._answer.pause()
+
+    def _fail(self, error: AnswerBroken) -> None:
+        self.ended.set_result(error)
+        self._answer.close()
+
+
+BROKE_OFF = "The engine broke off in the middle of its answer: it is not complete."

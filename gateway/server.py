@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Coroutine
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-import uvicorn
 
 from gateway.accesslog import AccessLog
-from gateway.app import App
+from gateway.app import App, bad_request
 from gateway.feed import Feed
 from gateway.home import Home, own_host_id
+from gateway.http.server import Server
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.service import Service, Settings
@@ -44,6 +46,16 @@ class Listen:
     tls_cert: str | None = None
     tls_key: str | None = None
 
+    def tls(self) -> ssl.SSLContext | None:
+        """Raises OSError (ssl.SSLError is one) when the files cannot be used."""
+        if self.tls_cert is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(self.tls_cert, self.tls_key)
+        return context
+
 
 @dataclass
 class Gateway:
@@ -56,12 +68,11 @@ class Gateway:
     port: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The port it listens on, once it does."""
     service: Service | None = None
-    _server: uvicorn.Server | None = None
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop(self) -> None:
         """As SIGTERM does."""
-        if self._server is not None:
-            self._server.should_exit = True
+        self._stop.set()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; then let requests in flight end and write all usage down.
@@ -87,46 +98,44 @@ class Gateway:
         service.attach(feed)
         service.recover()
         feed.load()
-        server = self._server = uvicorn.Server(self._uvicorn(service))
+        server = Server(App(service), bad_request)
         tasks = [
             asyncio.create_task(_watched("feed", feed.run())),
             asyncio.create_task(_watched("access_log", service.access_log.run())),
         ]
         journal = asyncio.create_task(_watched("journal", service.journal.run()))
-        log.info("gateway.listening", host=self.listen.host, port=port, tls=scheme == "https", host_id=host_id)
-        self.port.set_result(port)
-        try:
-            await server.serve(sockets=[listener])
-        finally:
-            log.info("gateway.stopping")
-            await service.journal.close()
-            await journal
-            await _last_words(service, feed)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await service.pool.close()
-            service.access_log.flush()
+        with _signals(self.stop):
+            try:
+                await server.start(listener, self.listen.tls())
+                log.info("gateway.listening", host=self.listen.host, port=port, tls=scheme == "https", host_id=host_id)
+                self.port.set_result(port)
+                await self._stop.wait()
+                await server.close(DRAIN_S)
+            finally:
+                log.info("gateway.stopping")
+                await service.journal.close()
+                await journal
+                await _last_words(service, feed)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await service.pool.close()
+                service.access_log.flush()
         log.info("gateway.stopped")
 
-    def _uvicorn(self, service: Service) -> uvicorn.Config:
-        return uvicorn.Config(
-            App(service),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=DRAIN_S,
-            ssl_certfile=self.listen.tls_cert,
-            ssl_keyfile=self.listen.tls_key,
-            backlog=_BACKLOG,
-        )
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT stop it, and nothing ends it sooner: usage must be written down."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,4 +1,5 @@
-"""Connections to engines: straight on this host, through the relay of the engine's server (mutual TLS) elsewhere.
+"""Connections to engines: straight on this host, through the relay of the engine's server (mutual TLS) elsewhere, and
+over public TLS to providers outside.
 
 Each target has a keep-alive pool of its own, closed once the target is gone and nothing uses it.
 """
@@ -6,178 +7,285 @@ Each target has a keep-alive pool of its own, closed once the target is gone and
 from __future__ import annotations
 
 import asyncio
-import io
 import ssl
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import aiohttp
 import structlog
 from yarl import URL
 
 from gateway.errors import EngineUnreachable, GatewayError
+from gateway.http.client import Answer, AnswerBroken, AnswerLate, AnswerTooLarge, Connection
 from wire import certs
-from wire.feed import Target
+from wire.feed import FeedRoute, Target
 
 log = structlog.get_logger(__name__)
 
 KEEPALIVE_S = 3.0
 """Shorter than any engine's own (llama-server and uvicorn: 5 s), so that a kept connection is still alive."""
 STALE_S = 0.25
-"""A kept connection that breaks this soon after a request was sent had been closed by the engine before."""
-_INLINE_BODY_BYTES = 512 * 1024
-_SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+"""A connection that breaks this soon after a request was sent, with no byte of an answer, had been closed before."""
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+_TICK_S = 0.5
 
 
-@dataclass(slots=True)
-class _Line:
-    """Pool of one target."""
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. What a request as a whole may take is the exchange's."""
 
-    target: Target
-    session: aiohttp.ClientSession
-    bases: tuple[str, ...]
-    server_hostname: str | None
-    urls: dict[tuple[str, str], URL] = field(default_factory=dict)
-    best: int = 0
-    """Index of the address that worked last."""
-    users: int = 0
-
-    def url(self, base: str, path: str) -> URL:
-        url = self.urls.get((base, path))
-        if url is None:
-            url = self.urls[(base, path)] = URL(base + path)
-        return url
+    connect_s: float = 2.0
+    first_byte_s: float = 600.0
+    """From the request to the first byte of its answer (a long prompt on a slow engine, or waiting in its queue)."""
+    idle_s: float = 300.0
+    """Between two pieces of a stream."""
 
 
-class Pool:
-    """Keep-alive connections by instance. `relay_tls`: our certificate and the pinned CA; None: this host only."""
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where connections of a line go."""
 
-    def __init__(
-        self, host_id: str, relay_tls: ssl.SSLContext | None, *, connect_s: float = 2.0, read_s: float = 600.0
-    ) -> None:
-        self._host_id = host_id
-        self._tls = relay_tls
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
-        self._lines: dict[str, _Line] = {}
-        self._using: dict[aiohttp.ClientResponse, _Line] = {}
-        self._known: Collection[str] = ()
-        self._closing: set[asyncio.Task[None]] = set()
+    name: str
+    """Of the instance, or of the route whose provider it is."""
+    addresses: tuple[tuple[str, int], ...]
+    host: bytes
+    """The Host header."""
+    tls: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+    """Name that the peer's certificate must carry."""
+    prefix: str = ""
+    """In place of `/v1` of the path."""
+    headers: bytes = b""
+    """More header lines."""
 
-    async def post(self, target: Target, path: str, body: bytes, request_id: str) -> aiohttp.ClientResponse:
-        """Send a request; returns once the engine's headers are here. The caller closes it through `release`.
 
-        Raises:
+class Line:
+    """Pool of one peer."""
+
+    def __init__(self, peer: Peer, timeouts: Timeouts) -> None:
+        self.peer = peer
+        self.gone = False
+        """Nothing new is sent here; it ends with the last answer."""
+        self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._best = 0  # index of the address that worked last
+        self._heads: dict[str, bytes] = {}
+
+    async def ask(self, path: str, content_type: bytes, body: bytes, request_id: bytes) -> Answer:
+        """Send a request; returns once its answer is whole, or the headers of a stream are here.
+
+        Close the answer. Raises:
             EngineUnreachable: no connection, or a kept one was stale; nothing was answered.
             GatewayError: 502 when the engine broke off, 504 when it did not answer in time.
         """
-        line = self._line(target)
-        line.users += 1
+        connection = self._idle.pop() if self._idle else await self._connect()
+        started = self._loop.time()
+        self._busy.add(connection)
+        head = b"%bcontent-type: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            self._head(path),
+            content_type,
+            request_id,
+            len(body),
+        )
+        answer = connection.ask(head + body, MAX_ANSWER_BYTES)
         try:
-            response = await self._post(line, path, body, request_id)
-        except BaseException:
-            self._unuse(line)
+            await answer.ready
+        except AnswerLate as error:
+            raise GatewayError(504, "engine_timeout", "The engine did not answer in time.") from error
+        except AnswerTooLarge as error:
+            raise GatewayError(502, "engine_failed", "The engine's answer is too large.") from error
+        except AnswerBroken as error:
+            if error.untouched and self._loop.time() - started < STALE_S:
+                raise EngineUnreachable("disconnected") from error
+            if error.untouched:
+                raise GatewayError(502, "engine_failed", "The engine broke off before it answered.") from error
+            raise GatewayError(502, "engine_failed", _BROKE_OFF) from error
+        except asyncio.CancelledError:
+            answer.close()
             raise
-        self._using[response] = line
-        return response
+        return answer
 
-    async def _post(self, line: _Line, path: str, body: bytes, request_id: str) -> aiohttp.ClientResponse:
-        loop = asyncio.get_running_loop()
-        reason = "no address"
-        for turn in range(len(line.bases)):
-            index = (line.best + turn) % len(line.bases)
-            started = loop.time()
+    def close(self) -> None:
+        """Nothing new; idle connections end now, busy ones with their answer."""
+        self.gone = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.cut()
+
+    def cut(self) -> None:
+        """End everything."""
+        self.close()
+        for connection in list(self._busy):
+            connection.cut()
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self._busy)
+
+    def tick(self, now: float) -> None:
+        """Look for answers that take too long, and connections that were kept for too long."""
+        for connection in list(self._busy):
+            answer = connection.answer
+            if answer is not None:
+                begun = answer.is_stream and answer.size
+                connection.expire(now, self._timeouts.idle_s if begun else self._timeouts.first_byte_s)
+        if self._idle and now - self._idle[0].heard_at > KEEPALIVE_S:  # the longest unused are first
+            old = [item for item in self._idle if now - item.heard_at > KEEPALIVE_S]
+            self._idle = [item for item in self._idle if now - item.heard_at <= KEEPALIVE_S]
+            for connection in old:
+                connection.cut()
+
+    async def _connect(self) -> Connection:
+        peer, reason = self.peer, "no address"
+        for turn in range(len(peer.addresses)):
+            index = (self._best + turn) % len(peer.addresses)
+            host, port = peer.addresses[index]
             try:
-                response = await line.session.post(
-                    line.url(line.bases[index], path),
-                    data=body if len(body) < _INLINE_BODY_BYTES else io.BytesIO(body),
-                    headers={"content-type": "application/json", "x-request-id": request_id},
-                    allow_redirects=False,
-                    server_hostname=line.server_hostname,
-                )
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                async with asyncio.timeout(self._timeouts.connect_s):
+                    _, connection = await self._loop.create_connection(
+                        lambda: Connection(self._loop, self._free, self._lost),
+                        host,
+                        port,
+                        ssl=peer.tls,
+                        server_hostname=peer.server_hostname,
+                    )
+            except (OSError, TimeoutError, ssl.CertificateError) as error:
                 reason = type(error).__name__
                 continue
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if loop.time() - started < STALE_S:
-                    raise EngineUnreachable("disconnected") from error
-                raise GatewayError(502, "engine_failed", "The engine broke off before it answered.") from error
-            except aiohttp.ServerTimeoutError as error:
-                raise GatewayError(504, "engine_timeout", "The engine did not answer in time.") from error
-            except aiohttp.ClientError as error:
-                raise GatewayError(502, "engine_failed", "The engine's answer was not understood.") from error
-            line.best = index
-            return response
+            self._best = index
+            return connection
         raise EngineUnreachable(reason)
 
-    def release(self, response: aiohttp.ClientResponse) -> None:
-        """Done with an answer: a whole one gives its connection back, any other one is cut at once."""
-        response.close()
-        line = self._using.pop(response, None)
-        if line is not None:
-            self._unuse(line)
+    def _free(self, connection: Connection) -> None:
+        self._busy.discard(connection)
+        if self.gone:
+            connection.cut()
+        else:
+            self._idle.append(connection)
+
+    def _lost(self, connection: Connection) -> None:
+        self._busy.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _head(self, path: str) -> bytes:
+        head = self._heads.get(path)
+        if head is None:
+            full = path.replace("/v1", self.peer.prefix, 1) if self.peer.prefix else path
+            lines = b"POST %b HTTP/1.1\r\nhost: %b\r\n%b" % (full.encode(), self.peer.host, self.peer.headers)
+            head = self._heads[path] = lines
+        return head
+
+
+@dataclass(slots=True)
+class _Entry:
+    source: Target | FeedRoute
+    line: Line = field(repr=False)
+
+
+class Pool:
+    """Lines by instance. `relay_tls`: our certificate and the pinned CA; None: engines of this host only."""
+
+    def __init__(self, host_id: str, relay_tls: ssl.SSLContext | None, timeouts: Timeouts | None = None) -> None:
+        self._host_id = host_id
+        self._relay_tls = relay_tls
+        self._timeouts = timeouts or Timeouts()
+        self._public_tls: ssl.SSLContext | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._leaving: list[Line] = []
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def line(self, target: Target) -> Line:
+        """To an instance."""
+        entry = self._entries.get(target.instance_id)
+        if entry is not None and (entry.source is target or entry.source == target):
+            return entry.line
+        return self._replace(target.instance_id, target, self._peer(target))
+
+    def outside_line(self, route: FeedRoute) -> Line:
+        """To the provider of a route."""
+        name = outside_name(route)
+        entry = self._entries.get(name)
+        if entry is not None and (entry.source is route or entry.source == route):
+            return entry.line
+        return self._replace(name, route, self._outside_peer(name, route))
 
     def retain(self, known: Collection[str]) -> None:
-        """Instances that are routed to now; the pools of others close when their last request has ended."""
-        self._known = known
-        for line in list(self._lines.values()):
-            if line.target.instance_id not in known and not line.users:
-                self._drop(line)
+        """Close lines to what is not in `known` once nothing uses them."""
+        for name in [name for name in self._entries if name not in known]:
+            self._leave(self._entries.pop(name).line)
 
     async def close(self) -> None:
-        for line in {id(line): line for line in (*self._lines.values(), *self._using.values())}.values():
-            self._drop(line)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for line in [entry.line for entry in self._entries.values()] + self._leaving:
+            line.cut()
+        self._entries.clear()
+        self._leaving.clear()
+        await asyncio.sleep(0)  # transports that were cut tell so in the next turn of the loop
 
-    def _line(self, target: Target) -> _Line:
-        line = self._lines.get(target.instance_id)
-        if line is not None and line.target is not target:
-            if (line.bases, line.server_hostname) == self._way(target):
-                line.target = target
-            else:  # it moved: what runs over the old way ends there
-                del self._lines[target.instance_id]
-                if not line.users:
-                    self._drop(line)
-                line = None
-        if line is None:
-            line = self._lines[target.instance_id] = self._make(target)
+    def _replace(self, name: str, source: Target | FeedRoute, peer: Peer) -> Line:
+        old = self._entries.pop(name, None)
+        if old is not None:
+            self._leave(old.line)
+        line = Line(peer, self._timeouts)
+        self._entries[name] = _Entry(source, line)
+        if self._ticker is None:
+            self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
         return line
 
-    def _way(self, target: Target) -> tuple[tuple[str, ...], str | None]:
-        """(base URLs, name that the peer's certificate must carry) of a target."""
+    def _leave(self, line: Line) -> None:
+        line.close()
+        if line.in_use:
+            self._leaving.append(line)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for entry in list(self._entries.values()):
+            entry.line.tick(now)
+        for line in list(self._leaving):
+            line.tick(now)
+        self._leaving = [line for line in self._leaving if line.in_use]
+        self._ticker = loop.call_later(_TICK_S, self._tick)
+
+    def _peer(self, target: Target) -> Peer:
         if target.host_id == self._host_id:
-            return (f"http://127.0.0.1:{target.port}",), None
-        if self._tls is None:
-            return (), None
-        bases = tuple(f"https://{_bracketed(name)}:{target.relay_port}" for name in target.relay_addresses)
-        return bases, certs.relay_name(target.instance_id, target.server_id)
-
-    def _make(self, target: Target) -> _Line:
-        bases, server_hostname = self._way(target)
-        tls: ssl.SSLContext | bool = True if server_hostname is None or self._tls is None else self._tls
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls, ttl_dns_cache=30)
-        session = aiohttp.ClientSession(
-            connector=connector,
-            timeout=self._timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=_SKIPPED,
-            trust_env=False,
+            return Peer(target.instance_id, (("127.0.0.1", target.port),), b"127.0.0.1:%d" % target.port)
+        if self._relay_tls is None:
+            return Peer(target.instance_id, (), b"-")
+        return Peer(
+            target.instance_id,
+            tuple((name, target.relay_port) for name in target.relay_addresses),
+            b"127.0.0.1:%d" % target.port,
+            self._relay_tls,
+            certs.relay_name(target.instance_id, target.server_id),
         )
-        return _Line(target, session, bases, server_hostname)
 
-    def _unuse(self, line: _Line) -> None:
-        line.users -= 1
-        name = line.target.instance_id
-        if not line.users and (name not in self._known or self._lines.get(name) is not line):
-            self._drop(line)
+    def _outside_peer(self, name: str, route: FeedRoute) -> Peer:
+        provider = route.provider
+        if provider is None:
+            return Peer(name, (), b"-")
+        url = URL(provider.base_url.rstrip("/"))
+        host, port = url.host or "", url.port or 443
+        is_tls = url.scheme == "https"
+        if is_tls and self._public_tls is None:
+            self._public_tls = ssl.create_default_context()
+        return Peer(
+            name,
+            ((host, port),),
+            url.authority.encode(),
+            self._public_tls if is_tls else None,
+            host if is_tls else None,
+            url.raw_path.rstrip("/") or "/v1",
+            b"authorization: Bearer %b\r\naccept-encoding: identity\r\n" % provider.api_key.encode(),
+        )
 
-    def _drop(self, line: _Line) -> None:
-        if self._lines.get(line.target.instance_id) is line:
-            del self._lines[line.target.instance_id]
-        task = asyncio.create_task(line.session.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+
+def outside_name(route: FeedRoute) -> str:
+    """Under which the line, the in-flight count and the health of a route's provider are kept."""
+    return f"provider:{route.id}"
 
 
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
+_BROKE_OFF = "The engine broke off in the middle of its answer: it is not complete."
