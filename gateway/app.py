@@ -133,4 +133,5 @@ def _not_allowed(allow: bytes) -> GatewayError:
 
 def bad_request(status: int, why: str) -> tuple[list[Header], bytes]:
     """(headers, body) of an answer to what is no request of ours."""
-    return [JSON], GatewayError(status, "invalid_request", why).body()
+    code = "internal_error" if status >= 500 else "invalid_request"
+    return [JSON], GatewayError(status, code, why).body()

@@ -302,7 +302,8 @@ class Connection(asyncio.Protocol):
             await self._server.handler(request)
         except Exception:
             log.exception("http.handler_failed", path=request.path)
-            self._transport.abort()
+            if not request.started:
+                request.answer(500, *self._server.bad_request(500, "Something went wrong here. Try again."))
         finally:
             if self.task is asyncio.current_task():
                 self.task = None
