@@ -149,8 +149,10 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_reusable",
+        "_stray",
         "_transport",
         "_untouched",
+        "_whole",
         "answer",
         "heard_at",
         "lost",
@@ -170,6 +172,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._untouched = True
         self._reusable = True
+        self._stray = False
+        self._whole: Answer | None = None
         self._head_bytes = 0
         self.answer: Answer | None = None
         self.heard_at = 0.0
@@ -232,15 +236,33 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(AnswerBroken(f"not HTTP: {error}"))
-            return
-        answer = self.answer
-        if answer is not None and not answer.status:
+            if self._whole is None:
+                self._fail(AnswerBroken(f"not HTTP: {error}"))
+                return
+            self._stray = True
+        if self._whole is not None:
+            self._let_go(self._whole)
+        elif self.answer is not None and not self.answer.status:
             self._head_bytes += len(data)
             if self._head_bytes > _READ_AHEAD_BYTES:
                 self._fail(AnswerBroken("the head is too large"))
 
+    def _let_go(self, answer: Answer) -> None:
+        """Its answer is whole: the connection is free, unless more came than was asked for."""
+        self._whole = None
+        self.resume()
+        if self._stray:
+            self._transport.abort()
+        elif self._reusable and not self._transport.is_closing():
+            self._on_free(self)
+        else:
+            self._transport.close()
+        answer.finished()
+
     # ---------------------------------------------------------------------------------------- llhttp's calls
+
+    def on_message_begin(self) -> None:
+        self._stray = self.answer is None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.answer is not None and not self.answer.status:
@@ -278,13 +300,7 @@ class Connection(asyncio.Protocol):
         answer = self.answer
         if answer is None or not answer.status:
             return
-        self.answer = None
-        self.resume()
-        if self._reusable and not self._transport.is_closing():
-            self._on_free(self)
-        else:
-            self._transport.close()
-        answer.finished()
+        self.answer, self._whole = None, answer  # what comes behind it in the same bytes is looked at first
 
     def _fail(self, error: AnswerBroken) -> None:
         answer, self.answer = self.answer, None
