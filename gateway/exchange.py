@@ -48,8 +48,8 @@ class Exchange:
         """Serve it. Errors become answers; a client that goes away cancels everything at once."""
         service, request = self._service, self._request
         service.metrics.in_flight += 1
-        task = asyncio.current_task()
-        request.on_gone = None if task is None else lambda: _cancel(task)
+        task = request.task
+        request.on_gone = self._leave
         try:
             self._authenticate()  # before a byte of the body is kept
             call = self._admit(await self._read_body())
@@ -66,6 +66,11 @@ class Exchange:
             request.on_gone = None
             service.metrics.in_flight -= 1
             self._account()
+
+    def _leave(self) -> None:
+        """The client has gone."""
+        if self._request.task is not None:
+            self._request.task.cancel()
 
     async def _read_body(self) -> bytes:
         limit = self._service.settings.max_body_bytes
@@ -206,10 +211,6 @@ _STREAM: tuple[Header, ...] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
 
 
 def _too_large(limit: int) -> GatewayError:

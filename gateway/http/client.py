@@ -148,6 +148,7 @@ class Connection(asyncio.Protocol):
         "_on_lost",
         "_parser",
         "_paused",
+        "_pieces",
         "_reusable",
         "_stray",
         "_transport",
@@ -175,6 +176,7 @@ class Connection(asyncio.Protocol):
         self._stray = False
         self._whole: Answer | None = None
         self._head_bytes = 0
+        self._pieces: list[bytes] = []
         self.answer: Answer | None = None
         self.heard_at = 0.0
         """Loop time at which something came last, or the request was sent."""
@@ -185,6 +187,7 @@ class Connection(asyncio.Protocol):
         answer = self.answer = Answer(self, self._loop.create_future(), max_bytes)
         self._untouched = True
         self._head_bytes = 0
+        self._pieces.clear()
         self.heard_at = self._loop.time()
         self._transport.write(request)
         return answer
@@ -233,19 +236,34 @@ class Connection(asyncio.Protocol):
             return
         self._untouched = False
         self.heard_at = self._loop.time()
+        error: AnswerBroken | None = None
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self._whole is None:
-                self._fail(AnswerBroken(f"not HTTP: {error}"))
-                return
-            self._stray = True
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as why:
+            error = AnswerBroken(f"not HTTP: {why}")
+        if self._pieces:
+            self._deliver()
+        if error is not None and self._whole is None:
+            self._fail(error)
+            return
+        self._stray = self._stray or error is not None
         if self._whole is not None:
             self._let_go(self._whole)
         elif self.answer is not None and not self.answer.status:
             self._head_bytes += len(data)
             if self._head_bytes > _READ_AHEAD_BYTES:
                 self._fail(AnswerBroken("the head is too large"))
+
+    def _deliver(self) -> None:
+        """Pass the body of one read on as one piece, however many chunks it came in: one write for the client."""
+        pieces, self._pieces = self._pieces, []
+        answer = self._whole or self.answer
+        if answer is None:
+            return
+        if not answer.take(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
+            self.pause()
+        if not answer.is_stream and answer.size > answer.max_bytes and self._whole is None:
+            self._fail(AnswerTooLarge("the answer is too large"))
 
     def _let_go(self, answer: Answer) -> None:
         """Its answer is whole: the connection is free, unless more came than was asked for."""
@@ -288,13 +306,8 @@ class Connection(asyncio.Protocol):
                 answer.ready.set_result(None)
 
     def on_body(self, body: bytes) -> None:
-        answer = self.answer
-        if answer is None:
-            return
-        if not answer.take(body):
-            self.pause()
-        if not answer.is_stream and answer.size > answer.max_bytes:
-            self._fail(AnswerTooLarge("the answer is too large"))
+        if self.answer is not None:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         answer = self.answer

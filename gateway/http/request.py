@@ -75,6 +75,7 @@ class Request:
         "peer",
         "query",
         "started",
+        "task",
     )
 
     def __init__(self, line: Line, method: str, path: str, query: str, headers: dict[bytes, bytes], peer: str) -> None:
@@ -97,6 +98,8 @@ class Request:
         """The answer has begun."""
         self.gone = False
         """The connection is lost."""
+        self.task: asyncio.Task[None] | None = None
+        """In which it is handled."""
         self.on_gone: Callable[[], None] | None = None
         """Called once when the client leaves before its answer is complete."""
         self.on_room: Callable[[], None] | None = None

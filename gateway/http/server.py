@@ -295,7 +295,7 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, request: Request) -> None:
         self.request = request
-        self.task = self._loop.create_task(self._handle(request))
+        self.task = request.task = self._loop.create_task(self._handle(request))
 
     async def _handle(self, request: Request) -> None:
         try:
@@ -305,8 +305,9 @@ class Connection(asyncio.Protocol):
             if not request.started:
                 request.answer(500, *self._server.bad_request(500, "Something went wrong here. Try again."))
         finally:
-            if self.task is asyncio.current_task():
+            if self.task is request.task:
                 self.task = None
+            request.task = None  # a circle otherwise
             if self.request is request and not request.gone:  # the handler left it open: nobody will answer it
                 self._transport.abort()
         if self._queue and self.request is None:
