@@ -100,9 +100,12 @@ class NewKeySerializer(KeySerializer):
     base_url = serializers.CharField(read_only=True)
     curl = serializers.CharField(read_only=True)
     python = serializers.CharField(read_only=True)
+    javascript = serializers.CharField(read_only=True)
+    langchain = serializers.CharField(read_only=True)
+    env = serializers.CharField(read_only=True)
 
     class Meta(KeySerializer.Meta):
-        fields = [*KeySerializer.Meta.fields, "key", "base_url", "curl", "python"]
+        fields = [*KeySerializer.Meta.fields, "key", "base_url", "curl", "python", "javascript", "langchain", "env"]
 
 
 class UsageQuerySerializer(serializers.Serializer):
