@@ -17,6 +17,7 @@ import fleet.api
 import models_registry.api
 import monitoring.api
 from config.health import healthz, readyz
+from monitoring import playground
 from monitoring.exporter import metrics
 
 _APPS = (fleet.api, models_registry.api, deployments.api, apikeys.api, monitoring.api)
@@ -37,7 +38,7 @@ api = [
 ]
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index"), name="home"),
-    path("admin/", admin.site.urls),
+    path("admin/", ([*playground.urls, *admin.site.urls[0]], "admin", admin.site.name)),
     path("api/v1/", include(api)),
     path("healthz", healthz, name="healthz"),
     path("readyz", readyz, name="readyz"),

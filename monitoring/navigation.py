@@ -34,6 +34,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                     "models_registry_modelversion_changelist",
                     can("models_registry.view_modelversion"),
                 ),
+                _link("Playground", "forum", "playground", can("apikeys.add_apikey") or user.memberships.exists()),
             ],
         ),
         (
