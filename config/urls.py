@@ -16,6 +16,7 @@ import deployments.api
 import fleet.api
 import models_registry.api
 import monitoring.api
+from config.gateway_docs import GatewayDocs, gateway_schema
 from config.health import healthz, readyz
 from monitoring import playground
 from monitoring.exporter import metrics
@@ -33,6 +34,8 @@ api = [
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("redoc", SpectacularRedocView.as_view(url_name="schema"), name="redoc"),
+    path("gateway-schema", gateway_schema, name="gateway-schema"),
+    path("gateway-docs", GatewayDocs.as_view(), name="gateway-docs"),
     *(pattern for app in _APPS for pattern in getattr(app, "urlpatterns", [])),
     *router.urls,
 ]

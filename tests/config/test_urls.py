@@ -105,6 +105,16 @@ def test_the_docs_load_nothing_from_elsewhere(client: Client) -> None:
     assert "cdn" not in page
 
 
+def test_the_gateways_api_is_documented_on_the_master(client: Client) -> None:
+    document = client.get("/api/v1/gateway-schema").json()
+    assert document["openapi"].startswith("3.1")
+    assert "/v1/chat/completions" in document["paths"]
+    page = client.get("/api/v1/gateway-docs").content.decode()
+    assert "/api/v1/gateway-schema" in page.replace("\\u002D", "-")
+    assert "supportedSubmitMethods" in page
+    assert "cdn" not in page
+
+
 def test_no_migration_is_missing() -> None:
     call_command("makemigrations", "--check", "--dry-run", stdout=io.StringIO())
 
