@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from typing import Any
 
 from django.conf import settings
@@ -15,8 +14,8 @@ from django.urls import URLPattern
 from django.utils import timezone
 from django.utils.html import format_html
 
-from apikeys import access, services, usage
-from apikeys.forms import KeyChangeForm, KeyForm, MemberForm, ProjectForm, UsageFilter, public_names
+from apikeys import access, services, usage, usage_page
+from apikeys.forms import KeyChangeForm, KeyForm, MemberForm, ProjectForm, public_names
 from apikeys.models import ApiKey, Membership, Project, UsageHour
 from apikeys.services import LIMIT_FIELDS
 from templates.base import PageAdmin, told
@@ -355,48 +354,12 @@ class UsageAdmin(MemberAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        form = UsageFilter(request.user, request.GET or None)
-        asked = form.cleaned_data if form.is_valid() else {}
-        days, by = int(asked.get("days") or 7), asked.get("by") or "day"
         now = timezone.now()
-        chosen = {name: asked.get(name) or None for name in ("project", "key", "model")}
-        since = now - dt.timedelta(days=days)
-        since = since.replace(minute=0, second=0, microsecond=0)
-        if days > 1:
-            since = since.replace(hour=0)
-        mine = access.projects_with_visible_usage(request.user)
-        rows = usage.totals(by=by, since=since, within=mine, **chosen)
+        asked = usage_page.asked_of(request.user, request.GET, now)
         if request.GET.get("format") == "csv":
-            lines = usage.csv_lines(rows)
             return StreamingHttpResponse(
-                lines,
+                usage.csv_lines(asked.totals(asked.by)),
                 content_type="text/csv",
                 headers={"Content-Disposition": f'attachment; filename="usage-{now:%Y-%m-%d}.csv"'},
             )
-        over_time = usage.totals(by="hour" if days == 1 else "day", since=since, within=mine, **chosen)
-        whole = usage.totals(by=(), since=since, within=mine, **chosen)[0]
-        query = request.GET.copy()
-        query["format"] = "csv"
-        return self.page(
-            request,
-            "stokehold/usage.html",
-            "Usage",
-            form=form if request.GET else UsageFilter(request.user, {"days": "7", "by": "day"}),
-            rows=rows[::-1] if by in ("day", "hour") else sorted(rows, key=lambda row: -row.total_tokens),
-            by=by,
-            whole=whole,
-            series_json=json.dumps(usage_series(over_time)),
-            csv=f"?{query.urlencode()}",
-        )
-
-
-def usage_series(rows: list[usage.UsageTotal]) -> dict[str, Any]:
-    """What `charts.js` draws."""
-    return {
-        "labels": [f"{row.hour:%H}:00" if row.hour else f"{row.day:%b %d}" for row in rows],
-        "tokens": [
-            {"label": "prompt tokens", "data": [row.prompt_tokens for row in rows]},
-            {"label": "completion tokens", "data": [row.completion_tokens for row in rows]},
-        ],
-        "requests": [{"label": "requests", "data": [row.requests for row in rows]}],
-    }
+        return self.page(request, "stokehold/usage.html", "Usage", **usage_page.page_context(asked, request.GET))

@@ -100,12 +100,16 @@ class UsageFilter(PageForm):
 
     PERIODS = (("1", "last 24 hours"), ("7", "last 7 days"), ("30", "last 30 days"), ("90", "last 90 days"))
     BY = (("day", "day"), ("hour", "hour"), ("model", "model"), ("key", "key"), ("project", "project"))
+    SPLIT = (("", "nothing"), ("project", "project"), ("key", "key"), ("model", "model"))
+    STEP = (("", "as fits"), ("hour", "an hour"), ("day", "a day"))
 
     days = forms.ChoiceField(choices=PERIODS, required=False, label="Period")
     by = forms.ChoiceField(choices=BY, required=False, label="Rows by")
     project = forms.ModelChoiceField(Project.objects.none(), required=False, empty_label="all projects")
     key = forms.ModelChoiceField(ApiKey.objects.none(), required=False, empty_label="all keys")
     model = forms.ChoiceField(required=False)
+    split = forms.ChoiceField(choices=SPLIT, required=False, label="Charts split by")
+    step = forms.ChoiceField(choices=STEP, required=False, label="Each bar")
 
     def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
