@@ -33,6 +33,10 @@ ANSWER_S = 3600.0
 KEY_KNOWN_WITHIN_S = 5.0
 """A key that was made just now reaches the gateways in about a second."""
 _TRY_AGAIN_S = 0.2
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""What is passed on of one answer: the server below does not hold back for a browser that reads slowly."""
+_UNPACKED = {"Accept-Encoding": "identity"}
+"""A proxy that packs a stream holds it back."""
 _SHOWN_HEADERS = ("x-request-id", "retry-after", "x-stokehold-quota-warning")
 _SHOWN_PREFIX = "x-ratelimit-"
 
@@ -54,6 +58,18 @@ class ProjectNotAllowed(Problem):
     code = "project_not_allowed"
     status = 403
     remedy = "Choose another project, or ask an owner of this one to add you to it."
+
+
+class BrokenOff(Problem):
+    code = "broken_off"
+    status = 502
+    remedy = "Ask again; when it goes on, look at the logs of the gateway and of the model's instances."
+
+
+class AnswerTooLarge(Problem):
+    code = "answer_too_large"
+    status = 502
+    remedy = "Set max tokens, or send it with a key."
 
 
 class GatewayAway(Problem):
@@ -140,21 +156,23 @@ async def _relayed(user: Any, project: Project, body: bytes, key: str) -> AsyncI
     address = f"{settings.GATEWAY_BASE_URL.rstrip('/')}/chat/completions"
     loop = asyncio.get_running_loop()
     known_by = loop.time() + KEY_KNOWN_WITHIN_S
+    begun = False
     try:
-        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
+        async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
-                headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+                headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", **_UNPACKED}
                 async with session.post(address, data=body, headers=headers) as answer:
                     if answer.status != 401 or loop.time() > known_by:
+                        begun = True
                         async for piece in _events(answer):
                             yield piece
                         return
                 await asyncio.sleep(_TRY_AGAIN_S)
                 key = await sync_to_async(playground_key)(user, project, timezone.now())
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        yield _event("failure", _away(error))
+        yield _failure(_broken_off(error) if begun else _away(error))
     except Problem as error:
-        yield _event("failure", _words(error))
+        yield _failure(error)
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -164,20 +182,40 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         if name.lower() in _SHOWN_HEADERS or name.lower().startswith(_SHOWN_PREFIX)
     }
     yield _event("answer", {"status": answer.status, "headers": headers})
-    if answer.content_type == "text/event-stream":
-        async for piece in answer.content.iter_any():
+    taken = 0
+    parts = []
+    streamed = answer.content_type == "text/event-stream"
+    async for piece in answer.content.iter_any():
+        taken += len(piece)
+        if taken > MAX_ANSWER_BYTES:
+            raise AnswerTooLarge(f"The answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB.")
+        if streamed:
             yield piece
-    else:
-        yield _event("body", await answer.text(errors="replace"))
+        else:
+            parts.append(piece)
+    if not streamed:
+        yield _event("body", b"".join(parts).decode("utf-8", "replace"))
 
 
 def _event(name: str, data: Any) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def _away(error: Exception) -> dict[str, Any]:
-    reason = str(error) or type(error).__name__
-    return _words(GatewayAway(f"The gateway at {settings.GATEWAY_BASE_URL} does not answer, or broke off ({reason})."))
+def _failure(error: Problem) -> bytes:
+    """After what may be half an event."""
+    return b"\n\n" + _event("failure", _words(error))
+
+
+def _away(error: Exception) -> Problem:
+    return GatewayAway(f"The gateway at {settings.GATEWAY_BASE_URL} does not answer ({_reason(error)}).")
+
+
+def _broken_off(error: Exception) -> Problem:
+    return BrokenOff(f"The gateway broke the answer off ({_reason(error)}).")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _words(error: Problem) -> dict[str, Any]:

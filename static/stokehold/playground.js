@@ -215,6 +215,12 @@
   }
 
   function handlers(answer, box) {
+    let waiting = false;
+    function fillSoon() { // at most once a frame: an answer may come faster than a page is drawn
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(() => { waiting = false; fill(box, answer); });
+    }
     return {
       answer: (head) => {
         answer.head = head;
@@ -226,20 +232,24 @@
         if (choice) {
           takeDelta(answer, choice.delta || {});
           if (choice.finish_reason) answer.finish = choice.finish_reason;
-          fill(box, answer);
+          fillSoon();
         }
         if (data.usage) answer.usage = data.usage;
       },
       body: (text) => { takeWhole(answer, text); fill(box, answer); },
-      failure: (problem) => { answer.problem = problem; },
+      failure: (problem) => { // the first says why, and what comes after follows from it; half an event says nothing
+        if (!answer.problem || answer.problem.code === "unreadable") answer.problem = problem;
+      },
     };
   }
 
   function finish(answer, box, startedAt, body, ended) {
     running = null;
     box.removeAttribute("aria-busy");
+    fill(box, answer);
     showFacts(answer, startedAt, performance.now(), Boolean(body.stream));
-    const status = answer.head?.status ?? answer.problem?.status;
+    const given = answer.head?.status;
+    const status = answer.problem && !(given >= 400) ? answer.problem.status : given; // a stream that fails began with 200
     const said = answer.content || answer.calls.length;
     if (said) {
       const message = { role: "assistant", content: answer.content || null };

@@ -108,8 +108,11 @@ def test_a_key_is_shown_once_with_snippets(site: Site) -> None:
     page.click("[data-test=create-key]")
     text = page.locator("[data-test=new-key]").inner_text()
     assert re.fullmatch(r"sk-stk-[a-z0-9]{8}-[0-9A-Za-z]{43}", text)
-    assert text in page.locator("[data-test=curl-snippet]").inner_text()
-    assert text in page.locator("[data-test=python-snippet]").inner_text()
+    for name in ("curl", "python", "javascript", "langchain", "env"):
+        page.click(f"[data-test={name}-tab]")
+        expect(page.locator(f"[data-test={name}-snippet]")).to_be_visible()
+        expect(page.locator("[role=tabpanel]:visible")).to_have_count(1)
+        assert text in page.locator(f"[data-test={name}-snippet]").inner_text()
     page.click("[data-test=key-done]")
     expect(page.locator("#result_list")).to_contain_text("bot")
     assert text not in page.content()
@@ -181,6 +184,7 @@ def test_every_page_fits_a_phone(site: Site) -> None:
         "apikeys/project/",
         f"apikeys/project/{key.project_id}/change/",
         "apikeys/usagehour/",
+        "playground/",
     ]
     too_wide = []
     for path in pages:
