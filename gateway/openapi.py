@@ -44,6 +44,7 @@ class _About:
     words: str = ""
 
 
+_TAGS = ("OpenAI", "Anthropic", "Audio", "Engines", "Models", "Health")
 _CHAT_WORDS = "Streams end with `data: [DONE]`; with `stream_options.include_usage` the last chunk has the usage."
 _AUDIO = "multipart/form-data"
 
@@ -79,6 +80,7 @@ def document(server_url: str = "/") -> dict[str, Any]:
         paths[endpoint.value] = {"post": _operation(endpoint.value, ABOUT[endpoint.value])}
     paths |= _models()
     paths |= _probes()
+    used = {tag for item in paths.values() for operation in item.values() for tag in operation["tags"]}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -90,7 +92,7 @@ def document(server_url: str = "/") -> dict[str, Any]:
         },
         "servers": [{"url": server_url}],
         "security": [{"key": []}],
-        "tags": [{"name": name} for name in ("OpenAI", "Anthropic", "Audio", "Engines", "Models", "Health")],
+        "tags": [{"name": name} for name in _TAGS if name in used],
         "paths": paths,
         "components": {
             "schemas": requests() | answers(),

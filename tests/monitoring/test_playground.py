@@ -97,6 +97,18 @@ def test_a_key_made_by_hand_under_that_name_is_left_alone() -> None:
     assert by_hand.secret_hash == services.hash_key(text)
 
 
+def test_the_page_of_its_key_says_what_it_is_and_has_no_examples(client: Client, admin: User) -> None:
+    project = make_project()
+    text = playground.playground_key(admin, project, NOW)
+    client.force_login(admin)
+    shown = client.get(reverse("admin:apikeys_apikey_change", args=[ApiKey.objects.get().pk])).content.decode()
+    assert "The playground's own key" in shown
+    assert "STOKEHOLD_KEY" not in shown
+    assert text not in shown
+    by_hand, _ = make_key(project=project)
+    assert "STOKEHOLD_KEY" in client.get(reverse("admin:apikeys_apikey_change", args=[by_hand.pk])).content.decode()
+
+
 def test_a_project_that_is_off_has_no_playground() -> None:
     user, project = make_person(), make_project(active=False)
     with pytest.raises(ProjectOff):
