@@ -93,6 +93,7 @@ def page(request: HttpRequest) -> HttpResponse:
             "models": _models(),
             "base_url": settings.GATEWAY_BASE_URL,
             "ask_url": reverse("admin:playground_ask"),
+            "csrf_cookie": settings.CSRF_COOKIE_NAME,
         },
     )
 

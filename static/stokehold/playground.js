@@ -182,6 +182,13 @@
     fact("finish", answer.finish);
   }
 
+  // From the cookie: signing in again in another tab gives a new one.
+  function token() {
+    const name = byId("playground").dataset.csrfCookie + "=";
+    const cookie = document.cookie.split("; ").find((one) => one.startsWith(name));
+    return cookie ? decodeURIComponent(cookie.slice(name.length)) : document.querySelector("#playground [name=csrfmiddlewaretoken]").value;
+  }
+
   async function ask() {
     let body;
     try {
@@ -202,7 +209,7 @@
     let ended = "";
     try {
       const whole = await window.playgroundStream.ask(
-        byId("playground").dataset.ask, document.querySelector("#playground [name=csrfmiddlewaretoken]").value,
+        byId("playground").dataset.ask, token(),
         { project: byId("play-project").value, body }, running.signal, handlers(answer, box),
       );
       if (!whole && !answer.problem) answer.problem = { code: "broken_off", message: "The answer broke off.", remedy: "Ask again." };

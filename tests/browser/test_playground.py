@@ -137,6 +137,20 @@ def test_a_gateway_that_is_away_is_told(page: Page, served: Served) -> None:
     expect(page.locator("[data-test=play-error]")).to_contain_text("gateway_away")
 
 
+def test_signing_in_again_in_another_tab_lets_a_conversation_go_on(page: Page, site: Site) -> None:
+    ask(page, "Say hi")
+    expect(page.locator("[data-test=fact-status]")).to_have_text("200 complete")
+    site.context.clear_cookies()
+    ask(page, "And again")
+    expect(page.locator("[data-test=play-error]")).to_contain_text("403")
+    site.complaints.clear()  # the browser logs the refusal
+    other = Site(site.url, site.context.new_page(), site.context)
+    other.sign_in()
+    page.click("[data-test=play-again]")
+    expect(page.locator("[data-test=play-assistant]")).to_have_count(2)
+    expect(page.locator("[data-test=play-error]")).to_be_hidden()
+
+
 def test_what_a_model_says_is_text_and_never_markup(page: Page, served: Served) -> None:
     served.engine.words = ("<img src=x onerror=alert(1)>", "<b>bold</b>")
     ask(page, "<script>alert(2)</script>")
