@@ -343,8 +343,10 @@
     byId("play-again").addEventListener("click", again);
     byId("play-clear").addEventListener("click", clear);
     root.addEventListener("input", () => { tellModel(); showCode(); });
-    const ready = Array.from(byId("play-model").options).find((option) => option.dataset.ready !== undefined);
-    if (ready) ready.selected = true;
+    const wanted = new URLSearchParams(location.search).get("model");
+    const options = Array.from(byId("play-model").options);
+    const first = options.find((one) => one.value === wanted) || options.find((one) => one.dataset.ready !== undefined);
+    if (first) first.selected = true;
     tellModel();
     showCode();
     busy(false);

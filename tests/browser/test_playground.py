@@ -189,6 +189,13 @@ def test_it_fits_a_phone_and_says_why_a_model_is_not_ready(page: Page, site: Sit
     assert site.overflow_px() == 0
 
 
+def test_a_deployments_page_leads_to_its_model(page: Page, site: Site) -> None:
+    row = make_deployment(name="team/another one")
+    site.open(f"deployments/deployment/{row.pk}/change/")
+    page.click("[data-test=try]")
+    expect(page.locator("[data-test=play-model]")).to_have_value("team/another one")
+
+
 def test_every_control_has_a_name(page: Page) -> None:
     script = """() => [...document.querySelectorAll(
             '#playground :is(input:not([type=hidden]), select, textarea, button)')]
