@@ -19,6 +19,8 @@ from gateway.service import Service, instant
 from gateway.state import State
 
 CLIENT_CLOSED = 499
+KEEPALIVE = b": keep-alive\n\n"
+"""A comment (WHATWG, server-sent events): clients skip it, proxies between see life."""
 _NO_ESTIMATE = Ask(0, 0, True)
 
 
@@ -34,7 +36,11 @@ class Exchange:
         self._common = common
         self._request_id = request_id
         self._started_at = time.monotonic()
-        self._first_byte_at: float | None = None
+        self._whole_at: float | None = None
+        self._pipe: Pipe | None = None
+        self._quiet_since = self._started_at
+        self._pieces_seen = 0
+        self._stopped: GatewayError | None = None
         self._caller: Caller | None = None
         self._call: Call | None = None
         self._model = UNKNOWN_MODEL
@@ -47,7 +53,7 @@ class Exchange:
     async def run(self) -> None:
         """Serve it. Errors become answers; a client that goes away cancels everything at once."""
         service, request = self._service, self._request
-        service.metrics.in_flight += 1
+        service.active.add(self)
         task = request.task
         request.on_gone = self._leave
         try:
@@ -55,17 +61,51 @@ class Exchange:
             call = self._admit(await self._read_body())
             await self._relay(call)
         except GatewayError as error:
-            self._status = error.status
-            send_error(request, error, self._common)
+            self._refuse(error)
         except asyncio.CancelledError:
-            if not request.gone or task is None:
+            if task is None or not (request.gone or self._stopped):
                 raise
             task.uncancel()
-            self._status = CLIENT_CLOSED
+            if self._stopped and not request.gone:
+                self._refuse(self._stopped)
+            else:
+                self._status = CLIENT_CLOSED
         finally:
             request.on_gone = None
-            service.metrics.in_flight -= 1
+            service.active.discard(self)
             self._account()
+
+    def tick(self, now: float) -> None:
+        """Called about once a second: a word to a stream that is quiet, an end for what takes too long.
+
+        `now` is monotonic.
+        """
+        settings, request = self._service.settings, self._request
+        if now - self._started_at > settings.total_s and self._stopped is None:
+            self._stopped = GatewayError(
+                504, "request_timeout", f"The answer was not complete within {settings.total_s:.0f} s."
+            )
+            self._leave()
+            return
+        if self._call is None or not self._call.stream or request.gone:
+            return
+        pieces = self._pipe.pieces if self._pipe is not None else 0
+        if pieces != self._pieces_seen:
+            self._pieces_seen, self._quiet_since = pieces, now
+        elif now - self._quiet_since >= settings.keepalive_s and not request.jammed:
+            self._quiet_since = now
+            if not request.started:
+                self._begin_stream()
+            request.write(KEEPALIVE)
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Tell the client: as the answer, or within the stream that has begun."""
+        self._status = error.status
+        if self._request.started:
+            self._request.write(error.event())
+            self._request.cut()  # without the end of the body: nobody takes it for a whole answer
+        else:
+            send_error(self._request, error, self._common)
 
     def _leave(self) -> None:
         """The client has gone."""
@@ -131,8 +171,10 @@ class Exchange:
             relay.close(opened)
 
     def _whole(self, call: Call, opened: Opened) -> None:
+        if self._request.started:  # a stream was asked for, and has begun
+            raise GatewayError(502, "engine_failed", "The engine did not answer with a stream.")
         body, usage = read_answer(opened.answer.body(), call.model)
-        self._first_byte_at = time.monotonic()
+        self._whole_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
         self._request.answer(200, [JSON, *self._common], body)
@@ -140,16 +182,14 @@ class Exchange:
     async def _stream(self, call: Call, opened: Opened) -> None:
         meter = self._meter = StreamMeter(call.model, strip_usage=not call.wants_usage)
         request = self._request
-        pipe = Pipe(opened.answer, meter, request, self._begin_stream)
+        pipe = self._pipe = Pipe(opened.answer, meter, request, self._begin_stream)
         try:
             await self._service.relay.pass_stream(opened, meter, call.model, pipe)
         except StreamBroken as broken:
-            if not request.started:
+            if not broken.told:
                 raise broken.error from broken
             self._status = broken.error.status
-            if not broken.told:
-                request.write(broken.error.event())
-            request.cut()  # without the end of the body: nobody takes it for a whole answer
+            request.cut()
             return
         self._status = 200
         if not request.started:
@@ -157,7 +197,6 @@ class Exchange:
         request.finish()
 
     def _begin_stream(self) -> None:
-        self._first_byte_at = time.monotonic()
         self._request.start(200, [*_STREAM, *self._common])
 
     def _account(self) -> None:
@@ -169,7 +208,8 @@ class Exchange:
             self._usage = self._meter.produced(estimated)
         usage = self._usage
         duration_s = ended.monotonic_s - self._started_at
-        ttft_s = None if self._first_byte_at is None else self._first_byte_at - self._started_at
+        first_at = self._pipe.first_at if self._pipe is not None else self._whole_at
+        ttft_s = None if first_at is None else first_at - self._started_at
         if self._hold is not None:
             service.ledger.settle(self._hold, usage.total, ended)
         if caller is not None and call is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -51,7 +51,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.in_flight = 0
+        self.in_flight: Callable[[], int] = int
         """Requests being served."""
         self._models: dict[str, _Model] = {}
         self._upstream_errors: Counter[tuple[str, str]] = Counter()
@@ -63,7 +63,7 @@ class Metrics:
             _PREFIX + "journal_backlog_batches", "Usage batches not acknowledged by the master", registry=registry
         )
         in_flight = Gauge(_PREFIX + "in_flight_requests", "Requests being served", registry=registry)
-        in_flight.set_function(lambda: self.in_flight)
+        in_flight.set_function(lambda: self.in_flight())
         registry.register(self)
 
     def finished(self, model: str, status: int, usage: Usage, duration_s: float, ttft_s: float | None) -> None:

@@ -166,7 +166,7 @@ class Pipe:
     """From an engine's answer through the meter to the client, without a task of its own: a chunk is written in the
     very call that brought it. While the client takes nothing, the engine is not read."""
 
-    __slots__ = ("_answer", "_begin", "_meter", "_request", "ended", "wrote_at")
+    __slots__ = ("_answer", "_begin", "_meter", "_request", "ended", "first_at", "pieces")
 
     def __init__(self, answer: Answer, meter: StreamMeter, request: Request, begin: Callable[[], None]) -> None:
         self._answer = answer
@@ -175,6 +175,10 @@ class Pipe:
         self._begin = begin
         """Writes the head of the client's answer."""
         self.ended: asyncio.Future[AnswerBroken | None] = asyncio.get_running_loop().create_future()
+        self.first_at: float | None = None
+        """Monotonic time at which the first piece went to the client."""
+        self.pieces = 0
+        """That went to the client."""
         request.on_room = answer.resume
 
     def take(self, data: bytes) -> None:
@@ -202,8 +206,11 @@ class Pipe:
 
     def _write(self, out: bytes) -> None:
         request = self._request
-        if not request.started:
-            self._begin()
+        if not self.pieces:
+            self.first_at = time.monotonic()
+            if not request.started:
+                self._begin()
+        self.pieces += 1
         request.write(out)
         if request.jammed:
             self._answer.pause()

@@ -101,6 +101,7 @@ class Gateway:
         server = Server(App(service), bad_request)
         tasks = [
             asyncio.create_task(_watched("feed", feed.run())),
+            asyncio.create_task(_watched("service", service.run())),
             asyncio.create_task(_watched("access_log", service.access_log.run())),
         ]
         journal = asyncio.create_task(_watched("journal", service.journal.run()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.accesslog import AccessLog
 from gateway.feed import Change, Feed
@@ -18,6 +20,7 @@ from gateway.upstream import Pool
 from wire.feed import FeedRoute, GatewayStatus
 
 _RATE_WINDOW_S = 60
+TICK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Settings:
     max_body_bytes: int = 20 * 1024 * 1024
     cors_origins: tuple[str, ...] = ()
     access_log: bool = True
+    keepalive_s: float = 15.0
+    """A stream that is quiet for so long gets a comment."""
+    total_s: float = 3600.0
+    """What a request may take from its first byte to its last."""
 
 
 class Throughput:
@@ -54,6 +61,13 @@ class Throughput:
             self._seconds.popleft()
 
 
+class Ticked(Protocol):
+    """What wants to be called about once a second."""
+
+    def tick(self, now: float) -> None:
+        """`now` is monotonic."""
+
+
 class Service:
     """State in force, counters, and the parts that serve one request. Made once a process."""
 
@@ -75,10 +89,21 @@ class Service:
         self.ledger = Ledger()
         self.balancer = Balancer()
         self.throughput = Throughput()
+        self.active: set[Ticked] = set()
+        """Requests that are being served."""
+        metrics.in_flight = lambda: len(self.active)
         self.state: State | None = None
         self.feed: Feed | None = None
         self._lost_at: dict[str, float] = {}
         self.relay = Relay(pool, self.balancer, metrics, self._find_route, self._lost_at.get, budget_s=retry_budget_s)
+
+    async def run(self) -> None:
+        """Look after the requests that are being served, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for exchange in list(self.active):
+                exchange.tick(now)
 
     def attach(self, feed: Feed) -> None:
         """Connect the feed with journal and state."""
