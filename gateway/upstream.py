@@ -22,7 +22,7 @@ from wire.feed import FeedRoute, Target
 log = structlog.get_logger(__name__)
 
 KEEPALIVE_S = 3.0
-"""Shorter than any engine's own (llama-server and uvicorn: 5 s), so that a kept connection is still alive."""
+"""Shorter than any engine's own (llama-server and vLLM: 5 s), so that a kept connection is still alive."""
 STALE_S = 0.25
 """A connection that breaks this soon after a request was sent, with no byte of an answer, had been closed before."""
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
