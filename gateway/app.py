@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import secrets
@@ -16,6 +17,7 @@ from gateway.calls import Endpoint
 from gateway.errors import GatewayError, gateway_starting
 from gateway.exchange import Exchange
 from gateway.http.request import Header, Request
+from gateway.openapi import document
 from gateway.service import Service, instant
 from wire.feed import FeedRoute
 from wire.versions import RELEASE
@@ -23,7 +25,8 @@ from wire.versions import RELEASE
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 _MODELS = "/v1/models"
-_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", _MODELS})
+_OPENAPI = "/openapi.json"
+_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", _OPENAPI, _MODELS})
 _ALLOWED_HEADERS = b"authorization, content-type, x-request-id, openai-organization, openai-project"
 _EXPOSED_HEADERS = b"x-request-id, retry-after, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
 
@@ -86,7 +89,9 @@ class App:
             return 200, JSON[1], orjson.dumps({"status": "ready", "master_connected": connected})
         if path == "/metrics":
             return 200, b"text/plain; version=0.0.4; charset=utf-8", service.metrics_text()
-        about = {"service": "stokehold gateway", "release": RELEASE, "api": "/v1", "models": _MODELS}
+        if path == _OPENAPI:
+            return 200, JSON[1], _openapi()
+        about = {"service": "stokehold gateway", "release": RELEASE, "api": "/v1", "models": _MODELS, "openapi": _OPENAPI}
         return 200, JSON[1], orjson.dumps(about)
 
     def _models(self, name: str, headers: dict[bytes, bytes]) -> bytes:
@@ -110,6 +115,11 @@ class App:
             (b"access-control-max-age", b"600"),
             (b"vary", b"Origin"),
         ]
+
+
+@functools.cache
+def _openapi() -> bytes:
+    return orjson.dumps(document())
 
 
 def _model(route: FeedRoute) -> dict[str, Any]:

@@ -70,3 +70,10 @@ async def test_many_requests_at_once_are_all_counted(world: World) -> None:
     rows = await world.usage(100)
     assert sum(row.requests for row in rows) == 100
     assert sum(row.completion_tokens for row in rows) == 500
+
+
+async def test_the_gateway_describes_itself(world: World) -> None:
+    async with world.client.get(world.base + "/openapi.json") as response:
+        document = await response.json()
+    assert document["openapi"].startswith("3.1")
+    assert "/v1/chat/completions" in document["paths"]
