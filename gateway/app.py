@@ -91,7 +91,13 @@ class App:
             return 200, b"text/plain; version=0.0.4; charset=utf-8", service.metrics_text()
         if path == _OPENAPI:
             return 200, JSON[1], _openapi()
-        about = {"service": "stokehold gateway", "release": RELEASE, "api": "/v1", "models": _MODELS, "openapi": _OPENAPI}
+        about = {
+            "service": "stokehold gateway",
+            "release": RELEASE,
+            "api": "/v1",
+            "models": _MODELS,
+            "openapi": _OPENAPI,
+        }
         return 200, JSON[1], orjson.dumps(about)
 
     def _models(self, name: str, headers: dict[bytes, bytes]) -> bytes:
