@@ -48,7 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     for command, needed in ((join, True), (run, False)):
         command.add_argument("--home", required=True, help="folder for identity, state and journal")
         command.add_argument("--master", required=needed, help="https://HOST:8443")
-        command.add_argument("--token", required=needed, help="join token (stk-join-...)")
+        command.add_argument(
+            "--token",
+            required=needed and "STOKEHOLD_JOIN_TOKEN" not in os.environ,
+            default=os.environ.get("STOKEHOLD_JOIN_TOKEN"),
+            help="join token, or @FILE with one (also: STOKEHOLD_JOIN_TOKEN)",
+        )
         command.add_argument("--name", default=None, help="name in the admin (default: host name)")
         command.add_argument("--address", action="append", default=[], help="how others reach this gateway; repeatable")
     run.add_argument("--host", default="127.0.0.1")

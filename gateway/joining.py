@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -35,7 +36,7 @@ async def join_master(
     if not master_url.startswith("https://"):
         raise JoinFailed(f"{master_url!r} is not an https:// address.", "Give the address of the master's link port.")
     try:
-        token = parse_join_token(token_text)
+        token = parse_join_token(read_token(token_text))
         ca_pem = await _fetch_ca(master_url)
         join.check_ca(token, ca_pem)
         keys = join.make_keys()
@@ -43,6 +44,10 @@ async def join_master(
         reply = await _send(master_url, ca_pem, msgspec.json.encode(request))
     except WireError as error:
         raise JoinFailed(error.message, error.remedy) from error
+    except msgspec.DecodeError as error:
+        raise JoinFailed(
+            f"The answer of {master_url} was not understood: {error}.", "Are master and gateway of one release?"
+        ) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise JoinFailed(
             f"The master at {master_url} could not be reached: {str(error) or type(error).__name__}.",
@@ -53,18 +58,28 @@ async def join_master(
     return identity
 
 
+def read_token(text: str) -> str:
+    """`text`, or what is in the file that `@FILE` names: other people of a machine see arguments. Raises JoinFailed."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise JoinFailed(f"The token file {text[1:]} cannot be read: {error}.", "Check the path.") from error
+
+
 async def _fetch_ca(master_url: str) -> str:
     """Unverified on purpose: the token's fingerprint decides whether it is the right CA."""
     async with (
         aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=False) as session,
-        session.get(master_url + JOIN_CA_PATH, ssl=False) as response,
+        session.get(master_url + JOIN_CA_PATH, ssl=False, allow_redirects=False) as response,
     ):
         if response.status != 200:
             raise BadToken(
                 f"{master_url} answered {response.status} when asked for its CA.",
                 remedy="Check that this is the address of a Stokehold master's link port.",
             )
-        return await response.text()
+        return await response.text(errors="replace")
 
 
 async def _send(master_url: str, ca_pem: str, body: bytes) -> JoinReply:
@@ -77,6 +92,7 @@ async def _send(master_url: str, ca_pem: str, body: bytes) -> JoinReply:
             headers={"content-type": "application/json"},
             ssl=tls,
             server_hostname=MASTER_NAME,
+            allow_redirects=False,  # the token is for this master
         ) as response,
     ):
         answer = await response.read()

@@ -84,6 +84,17 @@ async def test_a_bad_join_is_one_sentence_and_a_remedy(tmp_path: Path, token: st
         assert not list(tmp_path.iterdir())
 
 
+async def test_a_token_may_be_in_a_file_and_a_missing_file_is_named(tmp_path: Path) -> None:
+    async with running_master() as master:
+        (tmp_path / "token").write_text(f"{master.token}\n")
+        arguments = ("--master", master.url, "--home", str(tmp_path / "home"))
+        code, errors = await finish(await start("join", *arguments, "--token", f"@{tmp_path / 'nowhere'}"))
+        assert code == 2
+        assert "nowhere" in errors
+        code, errors = await finish(await start("join", *arguments, "--token", f"@{tmp_path / 'token'}"))
+        assert code == 0, errors
+
+
 async def test_run_without_an_identity_says_what_to_do(tmp_path: Path) -> None:
     code, errors = await finish(await start("run", "--home", str(tmp_path)))
     assert code == 2
