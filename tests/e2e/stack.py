@@ -157,6 +157,11 @@ class Stack:
     def ready_instances(self) -> list[dict[str, Any]]:
         return [row for row in self.instances() if row["phase"] == "run" and row["state"] == "ready"]
 
+    def story(self) -> str:
+        """Servers, instances and events, for the message of a failure."""
+        rows = [*self.rows("/servers/"), *self.rows("/instances/"), *self.rows("/events/")]
+        return "\n" + "\n".join(json.dumps(row)[:900] for row in rows)
+
     # -------------------------------------------------------------------------------------------- a second server
 
     def start_second_agent(self, folder: Path, machine: Machine | None = None) -> str:

@@ -106,7 +106,7 @@ def test_a_second_server_joins_takes_a_replica_and_a_drain_loses_no_request(stac
             )
             load.goes_on()
         assert load.failures == []
-        assert _servers(stack) == {second}
+        assert _servers(stack) == {second}, stack.story()
     finally:
         stack.post(f"/servers/{first}/activate/")
         stack.post(f"/deployments/{deployment['id']}/scale/", {"replicas": 1})
