@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.errors import GatewayError
@@ -20,6 +21,14 @@ _DUMMY_DIGEST = bytes(32)
 class Caller:
     key: KeyEntry
     project: ProjectEntry
+
+
+def credentials(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The Authorization header; or Anthropic's `x-api-key`, as one."""
+    given = headers.get(b"authorization")
+    if given is None and (key := headers.get(b"x-api-key")) is not None:
+        return b"Bearer " + key
+    return given
 
 
 def authenticate(state: State, authorization: bytes | None, now: float) -> Caller:

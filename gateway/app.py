@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import orjson
 
-from gateway.access import authenticate, find_route, visible_routes
+from gateway.access import authenticate, credentials, find_route, visible_routes
 from gateway.answers import JSON, send_error
-from gateway.calls import Endpoint
+from gateway.calls import ENDPOINTS
 from gateway.errors import GatewayError, gateway_starting
 from gateway.exchange import Exchange
 from gateway.http.request import Header, Request
@@ -23,11 +23,12 @@ from wire.feed import FeedRoute
 from wire.versions import RELEASE
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 _MODELS = "/v1/models"
 _OPENAPI = "/openapi.json"
 _PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", _OPENAPI, _MODELS})
-_ALLOWED_HEADERS = b"authorization, content-type, x-request-id, openai-organization, openai-project"
+_ALLOWED_HEADERS = (
+    b"authorization, content-type, x-request-id, openai-organization, openai-project, x-api-key, anthropic-version"
+)
 _EXPOSED_HEADERS = b"x-request-id, retry-after, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
 
 
@@ -51,7 +52,7 @@ class App:
             if request.method == "OPTIONS" and b"access-control-request-method" in headers:
                 request.answer(204, common, b"")
                 return
-        endpoint = _ENDPOINTS.get(request.path)
+        endpoint = ENDPOINTS.get(request.path)
         try:
             if endpoint is None:
                 self._small(request, common)
@@ -105,7 +106,7 @@ class App:
         state = self._service.state
         if state is None:
             raise gateway_starting()
-        caller = authenticate(state, headers.get(b"authorization"), instant().unix_s)
+        caller = authenticate(state, credentials(headers), instant().unix_s)
         if name:
             return orjson.dumps(_model(find_route(state, caller, name)))
         return orjson.dumps({"object": "list", "data": [_model(route) for route in visible_routes(state, caller)]})

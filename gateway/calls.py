@@ -1,29 +1,99 @@
-"""What is asked: request bodies. Pure: bytes in, values or GatewayError out."""
+"""What is asked: endpoints and request bodies. Pure: bytes in, values or GatewayError out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import orjson
 
+from gateway import multipart
 from gateway.errors import GatewayError
-from gateway.quota import Ask
+from gateway.meter import Dialect
+from wire.feed import FeedRoute
 
-DEFAULT_COMPLETION_TOKENS = 512
-"""What a request without max_tokens reserves for its answer."""
-_CHARACTERS_PER_TOKEN = 4
-_MESSAGE_TOKENS = 4  # of the template around each message
-_PREFIX_CHARACTERS = 512
+_JSON = b"application/json"
+_FORM = b"multipart/form-data"
 
 
 class Endpoint(StrEnum):
-    """Paths that are relayed to engines."""
+    """Paths that are relayed to engines, as clients know them."""
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    RERANK = "/v1/rerank"
+    TOKENIZE = "/v1/tokenize"
+    DETOKENIZE = "/v1/detokenize"
+    TRANSCRIPTIONS = "/v1/audio/transcriptions"
+    TRANSLATIONS = "/v1/audio/translations"
+    SPEECH = "/v1/audio/speech"
+
+    @property
+    def group(self) -> str:
+        """Of `wire.feed.ENDPOINT_GROUPS`: what an engine has, or has not, as a whole."""
+        return _GROUPS[self]
+
+    @property
+    def dialect(self) -> Dialect:
+        """Whose API it is: how usage, streams and errors look."""
+        return _DIALECTS.get(self, Dialect.OPENAI)
+
+
+_GROUPS = {
+    Endpoint.CHAT: "chat",
+    Endpoint.COMPLETIONS: "completions",
+    Endpoint.EMBEDDINGS: "embeddings",
+    Endpoint.RESPONSES: "responses",
+    Endpoint.MESSAGES: "messages",
+    Endpoint.COUNT_TOKENS: "messages",
+    Endpoint.RERANK: "rerank",
+    Endpoint.TOKENIZE: "tokenize",
+    Endpoint.DETOKENIZE: "tokenize",
+    Endpoint.TRANSCRIPTIONS: "audio",
+    Endpoint.TRANSLATIONS: "audio",
+    Endpoint.SPEECH: "audio",
+}
+_DIALECTS = {
+    Endpoint.RESPONSES: Dialect.RESPONSES,
+    Endpoint.MESSAGES: Dialect.ANTHROPIC,
+    Endpoint.COUNT_TOKENS: Dialect.ANTHROPIC,
+}
+ENDPOINTS = {
+    **{endpoint.value: endpoint for endpoint in Endpoint},
+    "/v1/reranking": Endpoint.RERANK,  # llama.cpp's name
+    "/rerank": Endpoint.RERANK,  # Cohere's and vLLM's
+}
+"""Public path -> endpoint."""
+
+_ENGINE_PATHS = {Endpoint.TOKENIZE: "/tokenize", Endpoint.DETOKENIZE: "/detokenize"}
+"""llama.cpp, vLLM and TGI have these at the root."""
+_FORMS = (Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS)
+_STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, *_FORMS})
+_USAGE_ASKED_FOR = (Endpoint.CHAT, Endpoint.COMPLETIONS)
+"""Streams of these tell their usage only when asked to."""
+_GENERATES = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES})
+_CONTENT = {
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.EMBEDDINGS: "input",
+    Endpoint.RESPONSES: "input",
+    Endpoint.SPEECH: "input",
+}
+_POSITIVE = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of")
+_OFFERS = {
+    "chat": "chat",
+    "completions": "complete texts",
+    "embeddings": "make embeddings",
+    "responses": "answer /v1/responses",
+    "messages": "answer /v1/messages",
+    "rerank": "rerank",
+    "tokenize": "tokenize",
+    "audio": "work on audio",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,94 +104,115 @@ class Call:
     model: str
     stream: bool
     wants_usage: bool
-    """The client asked for the usage chunk of a stream."""
+    """The client gets the usage chunk of a stream: it asked for it, or it comes anyway."""
     data: dict[str, Any]
     raw: bytes
+    content_type: bytes = _JSON
+    as_sent: bool = True
+    """The client's own bytes can go to the engine: they name one model only, however they are read."""
+
+    @property
+    def generates(self) -> bool:
+        """The engine makes tokens for it."""
+        return self.endpoint in _GENERATES
+
+    @property
+    def path(self) -> str:
+        """Where engines take it."""
+        return _ENGINE_PATHS.get(self.endpoint, self.endpoint.value)
+
+    def for_route(self, route: FeedRoute) -> Call:
+        """The call as this route can take it. Raises GatewayError 400 when it cannot."""
+        group = self.endpoint.group
+        if group in route.endpoints:
+            return self
+        offers = ", ".join(_OFFERS[name] for name in route.endpoints if name in _OFFERS) or "nothing"
+        raise GatewayError(
+            400,
+            "unsupported_by_model",
+            f"The model '{route.id}' cannot {_OFFERS[group]}. What it can: {offers}.",
+            param="model",
+        )
 
     def body_for(self, engine_model: str) -> bytes:
-        """What the engine gets: the client's own bytes where nothing has to differ."""
-        if self.model == engine_model and (not self.stream or self.wants_usage):
+        """What the engine gets: the client's own bytes where nothing has to differ. Raises GatewayError 400."""
+        if self.content_type != _JSON:
+            return multipart.with_field(self.raw, self.content_type, "model", engine_model)
+        ask_for_usage = self.stream and not self.wants_usage
+        if self.model == engine_model and not ask_for_usage and self.as_sent:
             return self.raw
         data = {**self.data, "model": engine_model}
-        if self.stream:
+        if ask_for_usage:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
         try:
             return orjson.dumps(data)
         except TypeError as error:  # it reads deeper nesting than it writes
             raise _bad("The body is nested too deeply.", None) from error
 
+    def under(self, model: str) -> Call:
+        """The same call for another public name."""
+        return replace(self, model=model)
 
-def parse_call(endpoint: Endpoint, raw: bytes) -> Call:
+
+def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> Call:
     """Check as much of a request as the gateway needs; the rest is the engine's to judge. Raises GatewayError 400."""
+    if endpoint in _FORMS:
+        return _parse_form(endpoint, raw, content_type)
     try:
         data = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise _bad(f"The body is not valid JSON: {error}.", None) from error
     if not isinstance(data, dict):
         raise _bad("The body must be a JSON object.", None)
-    model = _required(data, "model")
-    if not isinstance(model, str) or not model:
-        raise _bad("'model' must be a non-empty string.", "model")
-    if endpoint is Endpoint.CHAT:
-        messages = _required(data, "messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
-            raise _bad("'messages' must be a non-empty list of objects.", "messages")
-    else:
-        name = "prompt" if endpoint is Endpoint.COMPLETIONS else "input"
-        if not isinstance(_required(data, name), str | list):
-            raise _bad(f"'{name}' must be a string or a list.", name)
+    model = _model(_required(data, "model"))
+    _check_content(endpoint, data)
     stream = data.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise _bad("'stream' must be true or false.", "stream")
-    if stream and endpoint is Endpoint.EMBEDDINGS:
-        raise _bad("Embeddings cannot be streamed.", "stream")
+    if stream and endpoint not in _STREAMED:
+        raise _bad("This endpoint does not stream.", "stream")
     options = data.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise _bad("'stream_options' must be an object.", "stream_options")
-    for name in ("max_tokens", "max_completion_tokens", "n"):
+    for name in _POSITIVE:
         value = data.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise _bad(f"'{name}' must be a positive integer.", name)
-    wants_usage = bool(options and options.get("include_usage") is True)
-    return Call(endpoint, model, bool(stream), wants_usage, data, raw)
+    wants_usage = endpoint not in _USAGE_ASKED_FOR or bool(options and options.get("include_usage") is True)
+    # A second "model", plain or escaped, could be read by an engine in place of the one that was allowed.
+    as_sent = raw.count(b'"model"') == 1 and b"\\u00" not in raw
+    return Call(endpoint, model, bool(stream), wants_usage, data, raw, _JSON, as_sent)
 
 
-def estimate(call: Call, max_context_tokens: int | None) -> Ask:
-    """What the request may use at most, from its text (about four characters a token) and max_tokens."""
-    prompt = prompt_tokens(call)
-    if call.endpoint is Endpoint.EMBEDDINGS:
-        return Ask(prompt, 0, True)
-    bound = call.data.get("max_completion_tokens") or call.data.get("max_tokens")
-    completion = (bound or DEFAULT_COMPLETION_TOKENS) * (call.data.get("n") or 1)
-    if max_context_tokens is not None:
-        completion = min(completion, max(1, max_context_tokens - prompt) * (call.data.get("n") or 1))
-    return Ask(prompt, completion, bound is not None)
+def _parse_form(endpoint: Endpoint, raw: bytes, content_type: bytes) -> Call:
+    if not content_type.lower().startswith(_FORM):
+        raise _bad("Audio comes as multipart/form-data, with the fields 'model' and 'file'.", None)
+    fields = multipart.fields(raw, content_type, ("model", "stream"))
+    model = _model(fields.get("model", ""))
+    stream = fields.get("stream", "").lower() in ("true", "1")
+    return Call(endpoint, model, stream, True, {}, raw, content_type)
 
 
-def prompt_tokens(call: Call) -> int:
-    """Estimated tokens of the prompt."""
-    if call.endpoint is Endpoint.CHAT:
-        messages = call.data["messages"]
-        characters = sum(_characters(message.get("content")) for message in messages)
-        return characters // _CHARACTERS_PER_TOKEN + _MESSAGE_TOKENS * len(messages)
-    value = call.data["prompt" if call.endpoint is Endpoint.COMPLETIONS else "input"]
-    if isinstance(value, list) and value and isinstance(value[0], int):
-        return len(value)
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return sum(len(item) for item in value if isinstance(item, list))
-    return _characters(value) // _CHARACTERS_PER_TOKEN + 1
+def _model(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise _bad("'model' must be a non-empty string.", "model")
+    return name
 
 
-def prefix_of(call: Call) -> bytes:
-    """The beginning of the prompt, by which requests of one conversation are told."""
-    if call.endpoint is not Endpoint.CHAT:
-        value = call.data["prompt" if call.endpoint is Endpoint.COMPLETIONS else "input"]
-        return str(value[:_PREFIX_CHARACTERS]).encode("utf-8", "replace")
-    parts = []
-    for message in call.data["messages"][:2]:
-        content = message.get("content")
-        parts.append(content[:_PREFIX_CHARACTERS] if isinstance(content, str) else str(content)[:_PREFIX_CHARACTERS])
-    return "\0".join(parts).encode("utf-8", "replace")
+def _check_content(endpoint: Endpoint, data: dict[str, Any]) -> None:
+    if endpoint in (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS):
+        messages = _required(data, "messages")
+        if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
+            raise _bad("'messages' must be a non-empty list of objects.", "messages")
+    elif (name := _CONTENT.get(endpoint)) is not None:
+        if not isinstance(_required(data, name), str | list):
+            raise _bad(f"'{name}' must be a string or a list.", name)
+    elif endpoint is Endpoint.RERANK:
+        if not isinstance(_required(data, "query"), str):
+            raise _bad("'query' must be a string.", "query")
+        documents = data.get("documents", data.get("texts"))
+        if not isinstance(documents, list) or not documents:
+            raise _bad("'documents' must be a non-empty list.", "documents")
 
 
 def _required(data: dict[str, Any], name: str) -> Any:
@@ -132,12 +223,3 @@ def _required(data: dict[str, Any], name: str) -> Any:
 
 def _bad(message: str, param: str | None) -> GatewayError:
     return GatewayError(400, "invalid_request", message, param=param)
-
-
-def _characters(content: object) -> int:
-    if isinstance(content, str):
-        return len(content)
-    if not isinstance(content, list):
-        return 0
-    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-    return sum(len(text) for text in texts if isinstance(text, str))

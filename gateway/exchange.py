@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-from gateway.access import Caller, authenticate, find_route, is_limited, refused
+from gateway.access import Caller, authenticate, credentials, find_route, is_limited, refused
 from gateway.answers import JSON, send_error
-from gateway.calls import Call, Endpoint, estimate, parse_call, prompt_tokens
+from gateway.calls import Call, Endpoint, parse_call
 from gateway.errors import GatewayError, gateway_starting
+from gateway.estimates import estimate, prompt_tokens
 from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
 from gateway.journal import Record
-from gateway.meter import StreamMeter, Usage, read_answer
+from gateway.meter import StreamMeter, Usage, error_body, error_event, read_answer
 from gateway.metrics import UNKNOWN_MODEL
 from gateway.quota import Ask, Hold, Rate, Refusal
 from gateway.relay import Opened, Pipe, StreamBroken
@@ -102,10 +103,10 @@ class Exchange:
         """Tell the client: as the answer, or within the stream that has begun."""
         self._status = error.status
         if self._request.started:
-            self._request.write(error.event())
+            self._request.write(error_event(self._endpoint.dialect, error))
             self._request.cut()  # without the end of the body: nobody takes it for a whole answer
         else:
-            send_error(self._request, error, self._common)
+            send_error(self._request, error, self._common, error_body(self._endpoint.dialect, error))
 
     def _leave(self) -> None:
         """The client has gone."""
@@ -127,19 +128,17 @@ class Exchange:
         state = self._service.state
         if state is None:
             raise gateway_starting()
-        return state, authenticate(state, self._request.headers.get(b"authorization"), time.time())
+        return state, authenticate(state, credentials(self._request.headers), time.time())
 
     def _admit(self, raw: bytes) -> Call:
         service, now = self._service, instant()
         state, caller = self._authenticate()  # again: the key may have been revoked while the body came
         self._caller = caller
-        call = parse_call(self._endpoint, raw)
+        content_type = self._request.headers.get(b"content-type", JSON[1])
+        call = parse_call(self._endpoint, raw, content_type)
         route = find_route(state, caller, call.model)
+        call = call.for_route(route)
         self._call, self._model = call, route.id
-        if call.endpoint is Endpoint.EMBEDDINGS and "embeddings" not in route.endpoints:
-            raise GatewayError(
-                400, "unsupported_by_model", f"The model '{route.id}' does not make embeddings.", param="model"
-            )
         ask = estimate(call, route.max_context_tokens) if is_limited(caller) else _NO_ESTIMATE
         try:
             self._hold = service.ledger.admit(caller.key, caller.project, ask, now)
@@ -173,14 +172,16 @@ class Exchange:
     def _whole(self, call: Call, opened: Opened) -> None:
         if self._request.started:  # a stream was asked for, and has begun
             raise GatewayError(502, "engine_failed", "The engine did not answer with a stream.")
-        body, usage = read_answer(opened.answer.body(), call.model)
+        body, usage, content_type = opened.answer.body(), None, opened.answer.content_type
+        if not content_type or content_type.startswith(JSON[1]):
+            body, usage = read_answer(body, call.model)
         self._whole_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
-        self._request.answer(200, [JSON, *self._common], body)
+        self._request.answer(200, [(b"content-type", content_type or JSON[1]), *self._common], body)
 
     async def _stream(self, call: Call, opened: Opened) -> None:
-        meter = self._meter = StreamMeter(call.model, strip_usage=not call.wants_usage)
+        meter = self._meter = StreamMeter(call.model, strip_usage=not call.wants_usage, dialect=call.endpoint.dialect)
         request = self._request
         pipe = self._pipe = Pipe(opened.answer, meter, request, self._begin_stream)
         try:

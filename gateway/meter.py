@@ -8,18 +8,38 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import orjson
 
-from gateway.errors import from_engine
+from gateway.errors import GatewayError, from_engine
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
 _DATA = re.compile(rb"^(?:data|error): ?(.*?)\r?$", re.MULTILINE)
 _MARKS = ((b'"delta":{"', 1), (b'"text":"', 1), (b'"text":""', -1))
 """What a chunk with a piece of text holds, counted when an engine has not told its usage."""
+_TYPED_MARKS = ((b'"type":"text_delta"', 1), (b'"type":"input_json_delta"', 1), (b'"type":"thinking_delta"', 1))
+_RESPONSE_MARKS = ((b'"type":"response.output_text.delta"', 1), (b'"type":"response.reasoning_text.delta"', 1))
 _SPACED_MARKS = ((b'"delta": {"', 1), (b'"text": "', 1), (b'"text": ""', -1))
+
+
+class Dialect(StrEnum):
+    """Whose API an endpoint speaks."""
+
+    OPENAI = "openai"
+    RESPONSES = "responses"  # OpenAI's, of 2025: typed events
+    ANTHROPIC = "anthropic"
+
+
+_ENDS = {
+    Dialect.OPENAI: (b"data: [DONE]", b"data:[DONE]"),
+    Dialect.RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b"data: [DONE]"),
+    Dialect.ANTHROPIC: (b'"message_stop"',),
+}
+"""What the last event of a complete stream holds."""
+_DIALECT_MARKS = {Dialect.RESPONSES: _RESPONSE_MARKS, Dialect.ANTHROPIC: _TYPED_MARKS}
 
 
 @dataclass(slots=True)
@@ -42,12 +62,25 @@ def usage_of(data: Any) -> Usage | None:
     usage = data.get("usage") if isinstance(data, dict) else None
     if not isinstance(usage, dict):
         return None
+    if "input_tokens" in usage or "output_tokens" in usage:
+        return _typed_usage(usage)
     details = usage.get("prompt_tokens_details")
     return Usage(
         prompt_tokens=_count(usage.get("prompt_tokens")),
         cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
         completion_tokens=_count(usage.get("completion_tokens")),
     )
+
+
+def _typed_usage(usage: dict[str, Any]) -> Usage:
+    """Of Responses, where `input_tokens` holds the cached ones, and of Anthropic, where they are told apart."""
+    prompt = _count(usage.get("input_tokens"))
+    details = usage.get("input_tokens_details")
+    if isinstance(details, dict):
+        return Usage(prompt, _count(details.get("cached_tokens")), _count(usage.get("output_tokens")))
+    cached = _count(usage.get("cache_read_input_tokens"))
+    written = _count(usage.get("cache_creation_input_tokens"))
+    return Usage(prompt + cached + written, cached, _count(usage.get("output_tokens")))
 
 
 def read_answer(body: bytes, model: str) -> tuple[bytes, Usage | None]:
@@ -69,12 +102,27 @@ class StreamMeter:
     `strip_usage`: the client did not ask for the usage chunk, so it does not get it.
     """
 
-    __slots__ = ("_first", "_marks", "_model", "_names", "_strip", "_tail", "_tokens", "done", "failed", "usage")
+    __slots__ = (
+        "_dialect",
+        "_ends",
+        "_first",
+        "_marks",
+        "_model",
+        "_names",
+        "_strip",
+        "_tail",
+        "_tokens",
+        "done",
+        "failed",
+        "usage",
+    )
 
-    def __init__(self, model: str, *, strip_usage: bool) -> None:
+    def __init__(self, model: str, *, strip_usage: bool, dialect: Dialect = Dialect.OPENAI) -> None:
+        self._dialect = dialect
+        self._ends = _ENDS[dialect]
         self.usage: Usage | None = None
         self.done = False
-        """`[DONE]` was seen: the answer is complete."""
+        """The last event was seen: the answer is complete."""
         self.failed = False
         """The engine sent an error event."""
         self._model = model
@@ -83,7 +131,7 @@ class StreamMeter:
         self._first = True
         self._names: tuple[tuple[bytes, bytes], ...] = ()
         self._tokens = 0
-        self._marks = _MARKS
+        self._marks = _DIALECT_MARKS.get(dialect, _MARKS)
 
     def feed(self, data: bytes) -> bytes:
         """The part of `data` (and of what was held back) to pass on now. Raises EventTooLarge."""
@@ -106,8 +154,9 @@ class StreamMeter:
             data = self._rename(data)
         for mark, sign in self._marks:
             self._tokens += sign * data.count(mark)
-        if b"data: [DONE]" in data or b"data:[DONE]" in data:
-            self.done = True
+        for mark in self._ends:
+            if mark in data:
+                self.done = True
         return data
 
     def end(self) -> bytes:
@@ -118,6 +167,8 @@ class StreamMeter:
     def produced(self, prompt_tokens: int) -> Usage:
         """What the engine said was used; else one token a chunk, and the prompt as estimated."""
         if self.usage is not None:
+            if not self.done:  # told along the way: what came since is not in it
+                self.usage.completion_tokens = max(self.usage.completion_tokens, self._tokens)
             return self.usage
         return Usage(prompt_tokens=0 if self._first else prompt_tokens, completion_tokens=self._tokens)
 
@@ -143,10 +194,13 @@ class StreamMeter:
             return event
         if not isinstance(chunk, dict):
             return event
-        if "error" in chunk or event.startswith(b"error:"):
+        if chunk.get("error") or event.startswith(b"error:"):
             self.failed = True
             status = chunk["error"].get("code") if isinstance(chunk.get("error"), dict) else None
-            return from_engine(status if isinstance(status, int) else 500, match[1]).event()
+            return error_event(self._dialect, from_engine(status if isinstance(status, int) else 500, match[1]))
+        if self._dialect is not Dialect.OPENAI:
+            self._look_typed(chunk)
+            return event
         if self._first and "choices" in chunk:
             self._first = False
             self._learn(chunk.get("model", self._model))
@@ -159,6 +213,20 @@ class StreamMeter:
         self.usage = usage
         return b"" if self._strip and not chunk.get("choices") else event
 
+    def _look_typed(self, chunk: dict[str, Any]) -> None:
+        """An event of Responses or Anthropic: the model's name and the usage are of the object within."""
+        self._first = False
+        inner = chunk.get("response") or chunk.get("message")
+        if isinstance(inner, dict) and isinstance(inner.get("model"), str):
+            self._learn(inner["model"])
+        usage = usage_of(inner) or usage_of(chunk)
+        if usage is None:
+            return
+        if self.usage is not None:  # message_delta tells what message_start could not know, and repeats nothing
+            usage.prompt_tokens = usage.prompt_tokens or self.usage.prompt_tokens
+            usage.cached_tokens = usage.cached_tokens or self.usage.cached_tokens
+        self.usage = usage
+
     def _learn(self, name: object) -> None:
         if name == self._model:
             return
@@ -170,6 +238,37 @@ class StreamMeter:
         for old, new in self._names:
             data = data.replace(old, new)
         return data
+
+
+def error_body(dialect: Dialect, error: GatewayError) -> bytes:
+    """JSON of an error as clients of this API expect it."""
+    if dialect is not Dialect.ANTHROPIC:
+        return error.body()
+    kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
+    return orjson.dumps({"type": "error", "error": {"type": kind, "message": error.message, "code": error.code}})
+
+
+def error_event(dialect: Dialect, error: GatewayError) -> bytes:
+    """The same as a server-sent event, for a stream that has begun."""
+    if dialect is Dialect.OPENAI:
+        return error.event()
+    if dialect is Dialect.RESPONSES:
+        data = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(data)
+    return b"event: error\ndata: %b\n\n" % error_body(dialect, error)
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 def _only_says_role(choices: Any) -> bool:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from gateway.calls import Call, prefix_of
+from gateway.calls import Call
 from gateway.errors import EngineUnreachable, GatewayError, from_engine
+from gateway.estimates import prefix_of
 from gateway.http.client import Answer, AnswerBroken, AnswerLate
 from gateway.http.request import Request
 from gateway.meter import EventTooLarge, StreamMeter
@@ -106,7 +107,7 @@ class Relay:
         self._balancer.started(target.instance_id)
         try:
             body = call.body_for(target.engine_model)
-            answer = await self._pool.line(target).ask(call.endpoint.value, b"application/json", body, request_id)
+            answer = await self._pool.line(target).ask(call.path, call.content_type, body, request_id)
         except BaseException:
             self._balancer.finished(target.instance_id)
             raise

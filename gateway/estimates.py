@@ -1,0 +1,144 @@
+"""What a request may use at most, before the engine has told: from its text and its bounds. Pure.
+
+About four characters make a token (OpenAI's rule of thumb for English); a list of token ids is counted exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from gateway.calls import Call, Endpoint
+from gateway.quota import Ask
+
+DEFAULT_COMPLETION_TOKENS = 512
+"""What a request without a bound reserves for its answer."""
+_CHARACTERS_PER_TOKEN = 4
+_MESSAGE_TOKENS = 4  # of the template around each message
+_IMAGE_TOKENS = 1024  # OpenAI's tiles and most vision encoders: several hundred to some thousand
+_BYTES_PER_TOKEN_OF_AUDIO = 4000
+_PREFIX_CHARACTERS = 512
+_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+_SPEC_FIELDS = ("tools", "functions", "response_format", "text", "json_schema", "grammar")
+_SESSION_FIELDS = ("prompt_cache_key", "user", "session_id")
+
+
+def estimate(call: Call, max_context_tokens: int | None) -> Ask:
+    """Tokens to reserve."""
+    prompt = prompt_tokens(call)
+    if not call.generates:
+        return Ask(prompt, 0, True)
+    bound = _bound(call.data)
+    completion = bound or DEFAULT_COMPLETION_TOKENS
+    if max_context_tokens is not None:
+        completion = min(completion, max(1, max_context_tokens - prompt))
+    return Ask(prompt, completion * _answers(call), bound is not None)
+
+
+def prompt_tokens(call: Call) -> int:
+    """Estimated tokens of the prompt."""
+    data = call.data
+    if call.endpoint in (Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS):
+        return len(call.raw) // _BYTES_PER_TOKEN_OF_AUDIO + 1
+    if call.endpoint in (Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS):
+        return 0  # nothing is computed by the model
+    if call.endpoint in (Endpoint.CHAT, Endpoint.MESSAGES):
+        return _messages(data["messages"]) + _text(data.get("system")) + _spec(data)
+    if call.endpoint is Endpoint.RESPONSES:
+        given = data["input"]
+        inputs = _messages(given) if isinstance(given, list) else _text(given) + _MESSAGE_TOKENS
+        return inputs + _text(data.get("instructions")) + _spec(data)
+    if call.endpoint is Endpoint.RERANK:
+        documents = data.get("documents") or data.get("texts") or []
+        return sum(_text(data["query"]) + _text(item) + _MESSAGE_TOKENS for item in documents)
+    value = data["prompt" if call.endpoint is Endpoint.COMPLETIONS else "input"]
+    return sum(_prompt(item) for item in _prompts(value))
+
+
+def prefix_of(call: Call) -> bytes:
+    """What tells requests of one conversation: its session when the client names it, else the prompt's beginning."""
+    data = call.data
+    for name in _SESSION_FIELDS:
+        if isinstance(value := data.get(name), str) and value:
+            return value[:_PREFIX_CHARACTERS].encode("utf-8", "replace")
+    messages = data.get("messages")
+    if isinstance(messages, list):
+        parts = [_start(data.get("system")), *(_start(message.get("content")) for message in messages[:2])]
+        return "\0".join(parts).encode("utf-8", "replace")
+    return _start(data.get("prompt", data.get("input", ""))).encode("utf-8", "replace")
+
+
+def _start(value: object) -> str:
+    if isinstance(value, list):
+        value = value[:8]
+    return (value if isinstance(value, str) else str(value))[:_PREFIX_CHARACTERS]
+
+
+def _bound(data: dict[str, Any]) -> int | None:
+    for name in _BOUNDS:
+        value = data.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _answers(call: Call) -> int:
+    """How many completions the engine makes."""
+    data = call.data
+    wanted = [value for name in ("n", "best_of") if isinstance(value := data.get(name), int)]
+    prompts = len(_prompts(data["prompt"])) if call.endpoint is Endpoint.COMPLETIONS else 1
+    return max([1, *wanted]) * max(1, prompts)
+
+
+def _prompts(value: object) -> list[Any]:
+    """A text, a list of texts, a list of token ids, or a list of such lists: one item a prompt."""
+    if not isinstance(value, list) or (value and isinstance(value[0], int)):
+        return [value]
+    return value
+
+
+def _prompt(value: object) -> int:
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], int) else _text(value) + 1
+
+
+def _messages(messages: Iterable[Any]) -> int:
+    total = 0
+    for message in messages:
+        total += _MESSAGE_TOKENS
+        if isinstance(message, dict):
+            total += _text(message.get("content"))
+            if "tool_calls" in message:
+                total += _size(message["tool_calls"])
+    return total
+
+
+def _spec(data: dict[str, Any]) -> int:
+    """Tools and schemas go into the prompt as text."""
+    return sum(_size(data[name]) for name in _SPEC_FIELDS if data.get(name))
+
+
+def _size(value: Any) -> int:
+    try:
+        return len(orjson.dumps(value)) // _CHARACTERS_PER_TOKEN
+    except TypeError:  # nested too deeply: refused when the body is made
+        return 0
+
+
+def _text(content: object) -> int:
+    if isinstance(content, str):
+        return len(content) // _CHARACTERS_PER_TOKEN
+    if isinstance(content, list):
+        return sum(_part(part) for part in content)
+    return 0 if content is None else _size(content)
+
+
+def _part(part: object) -> int:
+    if not isinstance(part, dict):
+        return _text(part) if isinstance(part, str) else 0
+    if isinstance(text := part.get("text"), str):
+        return len(text) // _CHARACTERS_PER_TOKEN
+    if "image" in str(part.get("type", "")):
+        return _IMAGE_TOKENS
+    return _size(part)
