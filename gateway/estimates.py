@@ -65,7 +65,11 @@ def prefix_of(call: Call) -> bytes:
             return value[:_PREFIX_CHARACTERS].encode("utf-8", "replace")
     messages = data.get("messages")
     if isinstance(messages, list):
-        parts = [_start(data.get("system")), *(_start(message.get("content")) for message in messages[:2])]
+        parts = [_start(data.get("system"))]
+        for message in messages[:4]:
+            parts.append(_start(message.get("content")))
+            if message.get("role") == "user":
+                break  # what follows differs from turn to turn
         return "\0".join(parts).encode("utf-8", "replace")
     return _start(data.get("prompt", data.get("input", ""))).encode("utf-8", "replace")
 
