@@ -1,8 +1,10 @@
-"""Responses and Anthropic's messages: metered, renamed, and whole however their bytes are cut; by a real engine, too."""
+"""Responses and Anthropic's messages: metered, renamed, whole however their bytes are cut; by a real engine, too."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 
 import aiohttp
 import openai
@@ -43,7 +45,7 @@ RESPONSES = b"".join(
 
 def in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     at = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
-    return [data[start:end] for start, end in zip(at, at[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(at)]
 
 
 @pytest.mark.parametrize(
@@ -80,9 +82,8 @@ def test_errors_look_as_clients_of_each_api_expect() -> None:
 
 def test_an_error_event_of_the_engine_keeps_the_dialect() -> None:
     meter = StreamMeter("public", strip_usage=False, dialect=Dialect.ANTHROPIC)
-    out = meter.feed(
-        b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"at /srv/m.gguf"}}\n\n'
-    )
+    told = b'{"type":"error","error":{"type":"api_error","message":"at /srv/m.gguf"}}'
+    out = meter.feed(b"event: error\ndata: %b\n\n" % told)
     assert meter.failed
     assert out.startswith(b"event: error\n")
     assert b"/srv" not in out
@@ -129,7 +130,8 @@ async def test_a_real_engine_speaks_all_of_them(world: World) -> None:
             async with direct.post(world.base + "/v1/messages", json={**ask, "stream": True}) as response:
                 text = await response.text()
             assert text.rstrip().endswith('data: {"type":"message_stop"}')
-            told.append((told[-1][0], 8))
+            (made,) = re.findall(r'"usage":{"output_tokens":(\d+)}}\n', text)
+            told.append((told[-1][0], int(made)))
 
             async with direct.post(world.base + "/v1/messages/count_tokens", json=ask) as response:
                 assert (await response.json())["input_tokens"] > 0
