@@ -71,7 +71,7 @@ def find_route(state: State, caller: Caller, model: str) -> FeedRoute:
         raise GatewayError(
             403, "model_not_allowed", f"This API key may not use the model '{model[:200]}'.", param="model"
         )
-    if route is None:
+    if route is None or not route.listed:
         raise GatewayError(
             404, "model_not_found", f"The model '{model[:200]}' does not exist or is not served here.", param="model"
         )
@@ -81,7 +81,9 @@ def find_route(state: State, caller: Caller, model: str) -> FeedRoute:
 def visible_routes(state: State, caller: Caller) -> list[FeedRoute]:
     """Models that a key may use, by name."""
     allowed = caller.key.models
-    return [route for name, route in sorted(state.routes.items()) if allowed is None or name in allowed]
+    return [
+        route for name, route in sorted(state.routes.items()) if route.listed and (allowed is None or name in allowed)
+    ]
 
 
 def is_limited(caller: Caller) -> bool:

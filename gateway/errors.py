@@ -103,7 +103,9 @@ def from_engine(status: int, body: bytes) -> GatewayError:
         return GatewayError(
             503, "engine_loading", "The engine is loading its model. Try again shortly.", retry_after_s=2
         )
-    if 400 <= status < 500 and status not in (401, 403, 407):
+    if status in (401, 403, 407):  # its words may hold the key that was refused
+        return GatewayError(502, "engine_error", f"The engine refused the gateway's own key ({status}).")
+    if 400 <= status < 500:
         return GatewayError(status, "invalid_request", message or f"The engine refused the request ({status}).")
     return GatewayError(502, "engine_error", f"The engine failed ({status})" + (f": {message}" if message else "."))
 

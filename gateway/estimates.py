@@ -57,12 +57,19 @@ def prompt_tokens(call: Call) -> int:
     return sum(_prompt(item) for item in _prompts(value))
 
 
+def session_of(call: Call) -> bytes:
+    """The session or user that the client names; empty without."""
+    for name in _SESSION_FIELDS:
+        if isinstance(value := call.data.get(name), str) and value:
+            return value[:_PREFIX_CHARACTERS].encode("utf-8", "replace")
+    return b""
+
+
 def prefix_of(call: Call) -> bytes:
     """What tells requests of one conversation: its session when the client names it, else the prompt's beginning."""
+    if session := session_of(call):
+        return session
     data = call.data
-    for name in _SESSION_FIELDS:
-        if isinstance(value := data.get(name), str) and value:
-            return value[:_PREFIX_CHARACTERS].encode("utf-8", "replace")
     messages = data.get("messages")
     if isinstance(messages, list):
         parts = [_start(data.get("system"))]

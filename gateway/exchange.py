@@ -160,7 +160,7 @@ class Exchange:
     async def _relay(self, call: Call) -> None:
         relay = self._service.relay
         opened = await relay.open(call, self._request_id)
-        self._instance_id = opened.target.instance_id
+        self._instance_id = opened.name
         try:
             if opened.answer.is_stream:
                 await self._stream(call, opened)

@@ -1,29 +1,31 @@
 """One request to one engine: choose, try, try again before the first byte, pass bytes on as they come.
 
-Tries are repeated only for engines that cannot be reached or are still loading, only before anything went to the
-client, within `RETRY_BUDGET_S`; cancelling the task (the client is gone) ends tries and cuts the
+A try is repeated on another instance when an engine cannot be reached or is still loading; an engine's own fault sends
+the request on to the next share or fallback of its route. Both only before anything of an answer went to the client,
+within `RETRY_BUDGET_S` and a budget for all requests; cancelling the task (the client is gone) ends tries and cuts the
 engine's connection at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from gateway.calls import Call
 from gateway.errors import EngineUnreachable, GatewayError, from_engine
-from gateway.estimates import prefix_of
+from gateway.estimates import prefix_of, session_of
 from gateway.http.client import Answer, AnswerBroken, AnswerLate
 from gateway.http.request import Request
 from gateway.meter import EventTooLarge, StreamMeter
 from gateway.metrics import Metrics
-from gateway.routing import Balancer
-from gateway.upstream import Pool
-from wire.feed import FeedRoute, Target
+from gateway.routing import Balancer, RetryBudget, is_ready, resolve
+from gateway.upstream import Line, Pool, outside_name
+from wire.feed import FeedRoute
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +39,11 @@ _MAX_ERROR_BYTES = 64 * 1024
 class Opened:
     """An engine's answer with status 200: whole, or a stream. Give it to `Relay.close`."""
 
-    target: Target
+    name: str
+    """Of the instance, or of the provider outside."""
     answer: Answer
+    route: FeedRoute
+    """The one that serves: of another name than the call's behind an alias, a split or a fallback."""
 
 
 class StreamBroken(Exception):
@@ -70,63 +75,111 @@ class Relay:
         self._find_route = find_route
         self._lost_at = lost_at
         self._budget_s = budget_s
+        self._retries = RetryBudget()
 
     async def open(self, call: Call, request_id: bytes) -> Opened:
         """An answer with status 200. Raises GatewayError for anything else, after all tries."""
         deadline = time.monotonic() + self._budget_s
-        tried: set[str] = set()
-        pause_s, last = _FIRST_PAUSE_S, "no ready instance"
+        draw = random.random()  # noqa: S311 - a share of traffic
+        self._retries.request()
+        turn = _Turn(call, request_id)
+        pause_s = _FIRST_PAUSE_S
         while True:
-            route = self._find_route(call.model)
-            targets = route.targets if route is not None else ()
-            prefix = prefix_of(call) if len(targets) > 1 else b""
-            target = self._balancer.choose(targets, prefix, time.monotonic(), tried)
-            if target is not None:
-                try:
-                    return await self._try(target, call, request_id)
-                except EngineUnreachable as error:
-                    last = "loading" if error.loading else error.reason
-                    self._balancer.failed(target.instance_id, time.monotonic())
-                    self._metrics.upstream_failed(call.model, last)
-                    log.info(
-                        "engine.unreachable",
-                        instance=target.instance_id,
-                        model=call.model,
-                        reason=last,
-                        request_id=request_id.decode(),
-                    )
-                    tried.add(target.instance_id)
-                    continue
-            if time.monotonic() + pause_s > deadline or not (tried or self._just_lost(call.model, time.monotonic())):
-                raise self._unavailable(call.model, route, last, bool(tried))
+            leaves = self._leaves(call, draw)
+            for number, leaf in enumerate(leaves):
+                opened = await self._try_route(turn, leaf, is_last=number == len(leaves) - 1)
+                if opened is not None:
+                    return opened
+            now = time.monotonic()
+            if now + pause_s > deadline or not (turn.tried or self._just_lost(leaves, now)):
+                raise self._unavailable(leaves, turn)
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.6)
-            tried.clear()
+            turn.tried.clear()
 
-    async def _try(self, target: Target, call: Call, request_id: bytes) -> Opened:
-        self._balancer.started(target.instance_id)
+    def _leaves(self, call: Call, draw: float) -> list[FeedRoute]:
+        """Routes to try, in order."""
+        route = self._find_route(call.model)
+        if route is not None and not route.splits and not route.fallbacks:
+            return [route]
+        return resolve(self._find_route, call.model, draw, session_of(call))
+
+    async def _try_route(self, turn: _Turn, leaf: FeedRoute, *, is_last: bool) -> Opened | None:
+        """An answer of one route; None when it cannot be had there, and another may be asked.
+
+        Raises GatewayError for what is the client's own to mend; also for the engine's faults when there is no other.
+        """
         try:
-            body = call.body_for(target.engine_model)
-            answer = await self._pool.line(target).ask(call.path, call.content_type, body, request_id)
-        except BaseException:
-            self._balancer.finished(target.instance_id)
+            call = turn.call.for_route(leaf)
+            while (found := self._next(leaf, call, turn)) is not None:
+                name, line, model = found
+                if turn.tries and not self._retries.may_retry(time.monotonic()):
+                    turn.last = "too many retries"
+                    return None
+                turn.tries += 1
+                try:
+                    return await self._try(name, line, model, leaf, call, turn.request_id)
+                except EngineUnreachable as error:
+                    self._failed(name, turn, error)
+        except GatewayError as error:
+            if is_last or not (error.status >= 500 or error.status == 429 or error.code == "unsupported_by_model"):
+                raise
+            turn.last = error.code
+            log.info("route.passed_over", route=leaf.id, model=turn.call.model, code=error.code)
+        return None
+
+    def _next(self, leaf: FeedRoute, call: Call, turn: _Turn) -> tuple[str, Line, str] | None:
+        """(name, line, name of the model there) of what is to be asked next of a route."""
+        if leaf.provider is not None:
+            name = outside_name(leaf)
+            return None if name in turn.tried else (name, self._pool.outside_line(leaf), leaf.provider.model)
+        prefix = prefix_of(call) if len(leaf.targets) > 1 else b""
+        target = self._balancer.choose(leaf.targets, prefix, time.monotonic(), turn.tried)
+        return None if target is None else (target.instance_id, self._pool.line(target), target.engine_model)
+
+    async def _try(self, name: str, line: Line, model: str, leaf: FeedRoute, call: Call, request_id: bytes) -> Opened:
+        self._balancer.started(name)
+        try:
+            answer = await line.ask(call.path, call.content_type, call.body_for(model), request_id)
+        except GatewayError as error:
+            self._balancer.finished(name)
+            if error.status >= 500:
+                self._balancer.erred(name, time.monotonic())
+                self._metrics.upstream_failed(call.model, error.code)
             raise
-        opened = Opened(target, answer)
+        except BaseException:
+            self._balancer.finished(name)
+            raise
+        opened = Opened(name, answer, leaf)
         if answer.status == 200:
-            self._balancer.succeeded(target.instance_id)
+            self._balancer.succeeded(name)
             return opened
         self.close(opened)
         if answer.status == 503:
             raise EngineUnreachable("loading", loading=True)
-        error = from_engine(answer.status, answer.body()[:_MAX_ERROR_BYTES])
-        if error.status >= 500:
+        fault = from_engine(answer.status, answer.body()[:_MAX_ERROR_BYTES])
+        if fault.status >= 500:
+            self._balancer.erred(name, time.monotonic())
             self._metrics.upstream_failed(call.model, f"status {answer.status}")
-        raise error
+        raise fault
+
+    def _failed(self, name: str, turn: _Turn, error: EngineUnreachable) -> None:
+        turn.last = "loading" if error.loading else error.reason
+        turn.tried.add(name)
+        self._balancer.failed(name, time.monotonic())
+        self._metrics.upstream_failed(turn.call.model, turn.last)
+        log.info(
+            "engine.unreachable",
+            instance=name,
+            model=turn.call.model,
+            reason=turn.last,
+            request_id=turn.request_id.decode(),
+        )
 
     def close(self, opened: Opened) -> None:
         """Ends an answer: its connection is kept when it was read whole, else cut."""
         opened.answer.close()
-        self._balancer.finished(opened.target.instance_id)
+        self._balancer.finished(opened.name)
 
     async def pass_stream(self, opened: Opened, meter: StreamMeter, model: str, pipe: Pipe) -> None:
         """Pass a stream on, event by event, as fast as the client takes it. Raises StreamBroken."""
@@ -141,17 +194,19 @@ class Relay:
         self._metrics.upstream_failed(model, "broken stream")
         return StreamBroken(GatewayError(status, code, message), told=meter.failed)
 
-    def _just_lost(self, model: str, now: float) -> bool:
-        """The route lost its last instance a moment ago: an engine that restarts is back within seconds."""
-        lost_at = self._lost_at(model)
-        return lost_at is not None and now - lost_at < self._budget_s
+    def _just_lost(self, leaves: list[FeedRoute], now: float) -> bool:
+        """A route lost its last instance a moment ago: an engine that restarts is back within seconds."""
+        lost = (self._lost_at(leaf.id) for leaf in leaves)
+        return any(lost_at is not None and now - lost_at < self._budget_s for lost_at in lost)
 
-    @staticmethod
-    def _unavailable(model: str, route: FeedRoute | None, last: str, tried: bool) -> GatewayError:
+    def _unavailable(self, leaves: list[FeedRoute], turn: _Turn) -> GatewayError:
+        model = turn.call.model
+        route = self._find_route(model)
         if route is None:
             return GatewayError(404, "model_not_found", f"The model '{model}' is no longer served.", param="model")
-        if not route.targets or last == "loading":
-            reason = route.reason or ("its engine is loading" if last == "loading" else "no instance is ready")
+        if not any(is_ready(leaf) for leaf in leaves) or turn.last == "loading":
+            loading = "its engine is loading" if turn.last == "loading" else "no instance is ready"
+            reason = next((leaf.reason for leaf in (*leaves, route) if leaf.reason), loading)
             return GatewayError(
                 503,
                 "model_not_ready",
@@ -161,6 +216,18 @@ class Relay:
         return GatewayError(
             502, "engine_unreachable", f"No engine of the model '{model}' could be reached.", retry_after_s=2
         )
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one request has tried so far."""
+
+    call: Call
+    request_id: bytes
+    tried: set[str] = field(default_factory=set)
+    """Names not to be asked again before a pause."""
+    tries: int = 0
+    last: str = "no ready instance"
 
 
 class Pipe:

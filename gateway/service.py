@@ -16,7 +16,7 @@ from gateway.quota import Instant, Ledger
 from gateway.relay import Relay
 from gateway.routing import Balancer
 from gateway.state import State
-from gateway.upstream import Pool
+from gateway.upstream import Pool, outside_name
 from wire.feed import FeedRoute, GatewayStatus
 
 _RATE_WINDOW_S = 60
@@ -129,6 +129,7 @@ class Service:
             state.projects if change.project_ids is None else change.project_ids,
         )
         known = set(state.routable())
+        known.update(outside_name(route) for route in state.routes.values() if route.provider is not None)
         self.pool.retain(known)
         self.balancer.forget(known)
 
