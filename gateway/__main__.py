@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tls-key", help="PEM file")
     run.add_argument("--max-body-mb", type=int, default=20)
     run.add_argument("--cors-origin", action="append", default=[], help="allow this origin (or *); repeatable")
+    run.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        type=ip_network,
+        metavar="CIDR",
+        help="believe X-Forwarded-For of this proxy (for keys that are limited to networks); repeatable",
+    )
     run.add_argument("--no-access-log", action="store_true")
     return parser
 
@@ -100,6 +109,7 @@ def _run(home: Home, options: argparse.Namespace) -> int:
         max_body_bytes=options.max_body_mb * 1024 * 1024,
         cors_origins=tuple(options.cors_origin),
         access_log=not options.no_access_log,
+        trusted_proxies=tuple(options.trusted_proxy),
     )
     listen = Listen(options.host, options.port, options.tls_cert, options.tls_key)
     gc.freeze()  # what is loaded by now stays: no need to look at it again and again

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from gateway.access import authenticate, credentials, find_route, visible_routes
+from gateway.access import authenticate, client_address, credentials, find_route, visible_routes
 from gateway.answers import JSON, send_error
 from gateway.calls import ENDPOINTS
 from gateway.errors import GatewayError, gateway_starting
@@ -74,13 +74,13 @@ class App:
             raise GatewayError(404, "not_found", f"There is nothing at {path[:200]}. The API is below /v1/.")
         if request.method not in ("GET", "HEAD"):
             raise _not_allowed(b"GET")
-        status, content_type, body = self._look_up(path, request.headers)
+        status, content_type, body = self._look_up(path, request)
         request.answer(status, [(b"content-type", content_type), *common], body)
 
-    def _look_up(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, bytes, bytes]:
+    def _look_up(self, path: str, request: Request) -> tuple[int, bytes, bytes]:
         service = self._service
         if path == _MODELS or path.startswith(_MODELS + "/"):
-            return 200, JSON[1], self._models(unquote(path[len(_MODELS) + 1 :]), headers)
+            return 200, JSON[1], self._models(unquote(path[len(_MODELS) + 1 :]), request)
         if path == "/healthz":
             return 200, JSON[1], b'{"status":"ok"}'
         if path == "/readyz":
@@ -101,12 +101,13 @@ class App:
         }
         return 200, JSON[1], orjson.dumps(about)
 
-    def _models(self, name: str, headers: dict[bytes, bytes]) -> bytes:
+    def _models(self, name: str, request: Request) -> bytes:
         """The list, or one model. Raises GatewayError 401, 403, 404, 503."""
         state = self._service.state
         if state is None:
             raise gateway_starting()
-        caller = authenticate(state, credentials(headers), instant().unix_s)
+        address = client_address(request, self._service.settings.trusted_proxies)
+        caller = authenticate(state, credentials(request.headers), instant().unix_s, address=address)
         if name:
             return orjson.dumps(_model(find_route(state, caller, name)))
         return orjson.dumps({"object": "list", "data": [_model(route) for route in visible_routes(state, caller)]})

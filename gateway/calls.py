@@ -149,9 +149,10 @@ class Call:
         except TypeError as error:  # it reads deeper nesting than it writes
             raise _bad("The body is nested too deeply.", None) from error
 
-    def under(self, model: str) -> Call:
-        """The same call for another public name."""
-        return replace(self, model=model)
+    def bounded_to(self, completion_tokens: int) -> Call:
+        """The same call, its answer held to so many tokens."""
+        name = "max_output_tokens" if self.endpoint is Endpoint.RESPONSES else "max_tokens"
+        return replace(self, data={**self.data, name: completion_tokens}, as_sent=False)
 
 
 def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> Call:

@@ -12,6 +12,7 @@ import orjson
 
 from gateway.calls import Call, Endpoint
 from gateway.quota import Ask
+from wire.feed import Price
 
 DEFAULT_COMPLETION_TOKENS = 512
 """What a request without a bound reserves for its answer."""
@@ -25,16 +26,16 @@ _SPEC_FIELDS = ("tools", "functions", "response_format", "text", "json_schema", 
 _SESSION_FIELDS = ("prompt_cache_key", "user", "session_id")
 
 
-def estimate(call: Call, max_context_tokens: int | None) -> Ask:
+def estimate(call: Call, max_context_tokens: int | None, price: Price | None = None) -> Ask:
     """Tokens to reserve."""
     prompt = prompt_tokens(call)
     if not call.generates:
-        return Ask(prompt, 0, True)
+        return Ask(prompt, 0, True, price)
     bound = _bound(call.data)
     completion = bound or DEFAULT_COMPLETION_TOKENS
     if max_context_tokens is not None:
         completion = min(completion, max(1, max_context_tokens - prompt))
-    return Ask(prompt, completion * _answers(call), bound is not None)
+    return Ask(prompt, completion * _answers(call), bound is not None, price)
 
 
 def prompt_tokens(call: Call) -> int:

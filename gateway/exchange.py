@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from gateway.access import Caller, authenticate, credentials, find_route, is_limited, refused
+from gateway.access import Caller, authenticate, client_address, credentials, find_route, refused
 from gateway.answers import JSON, send_error
 from gateway.calls import Call, Endpoint, parse_call
 from gateway.errors import GatewayError, gateway_starting
@@ -14,15 +14,16 @@ from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Requ
 from gateway.journal import Record
 from gateway.meter import StreamMeter, Usage, error_body, error_event, read_answer
 from gateway.metrics import UNKNOWN_MODEL
-from gateway.quota import Ask, Hold, Rate, Refusal
+from gateway.quota import Ask, Hold, Rate, Refusal, Subject
 from gateway.relay import Opened, Pipe, StreamBroken
 from gateway.service import Service, instant
 from gateway.state import State
+from gateway.windows import Instant, Spent
+from wire.feed import Price
 
 CLIENT_CLOSED = 499
 KEEPALIVE = b": keep-alive\n\n"
 """A comment (WHATWG, server-sent events): clients skip it, proxies between see life."""
-_NO_ESTIMATE = Ask(0, 0, True)
 
 
 class Exchange:
@@ -46,6 +47,7 @@ class Exchange:
         self._call: Call | None = None
         self._model = UNKNOWN_MODEL
         self._hold: Hold | None = None
+        self._price: Price | None = None
         self._meter: StreamMeter | None = None
         self._usage = Usage()
         self._status = 500
@@ -128,10 +130,17 @@ class Exchange:
         state = self._service.state
         if state is None:
             raise gateway_starting()
-        return state, authenticate(state, credentials(self._request.headers), time.time())
+        caller = authenticate(
+            state,
+            credentials(self._request.headers),
+            time.time(),
+            address=client_address(self._request, self._service.settings.trusted_proxies),
+            group=self._endpoint.group,
+        )
+        return state, caller
 
     def _admit(self, raw: bytes) -> Call:
-        service, now = self._service, instant()
+        now = instant()
         state, caller = self._authenticate()  # again: the key may have been revoked while the body came
         self._caller = caller
         content_type = self._request.headers.get(b"content-type", JSON[1])
@@ -139,14 +148,25 @@ class Exchange:
         route = find_route(state, caller, call.model)
         call = call.for_route(route)
         self._call, self._model = call, route.id
-        ask = estimate(call, route.max_context_tokens) if is_limited(caller) else _NO_ESTIMATE
+        self._price = route.price
+        if subjects := caller.subjects(route.id):
+            call = self._reserve(call, subjects, estimate(call, route.max_context_tokens, route.price), now)
+        return call
+
+    def _reserve(self, call: Call, subjects: tuple[Subject, ...], ask: Ask, now: Instant) -> Call:
+        ledger = self._service.ledger
         try:
-            self._hold = service.ledger.admit(caller.key, caller.project, ask, now)
+            hold = self._hold = ledger.admit(subjects, ask, now)
         except Refusal as refusal:
             raise refused(refusal) from None
         finally:
-            self._add_rates(*service.ledger.rates(caller.key, caller.project, now))
-        return call
+            self._add_rates(*ledger.rates(subjects, now))
+            if warnings := ledger.warnings(subjects, now):
+                self._common.append((b"x-stokehold-quota-warning", ", ".join(warnings).encode()))
+        if hold.bound is None or not call.generates:
+            return call
+        self._call = call.bounded_to(hold.bound)
+        return self._call
 
     def _add_rates(self, requests: Rate | None, tokens: Rate | None) -> None:
         for name, rate in ((b"requests", requests), (b"tokens", tokens)):
@@ -161,6 +181,7 @@ class Exchange:
         relay = self._service.relay
         opened = await relay.open(call, self._request_id)
         self._instance_id = opened.name
+        self._price = self._price or opened.route.price
         try:
             if opened.answer.is_stream:
                 await self._stream(call, opened)
@@ -211,8 +232,11 @@ class Exchange:
         duration_s = ended.monotonic_s - self._started_at
         first_at = self._pipe.first_at if self._pipe is not None else self._whole_at
         ttft_s = None if first_at is None else first_at - self._started_at
+        cost = 0
+        if self._price is not None:
+            cost = self._price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         if self._hold is not None:
-            service.ledger.settle(self._hold, usage.total, ended)
+            service.ledger.settle(self._hold, Spent(usage.total, cost), ended)
         if caller is not None and call is not None:
             service.journal.add(
                 Record(
@@ -225,7 +249,8 @@ class Exchange:
                     cached_tokens=usage.cached_tokens,
                     completion_tokens=usage.completion_tokens,
                     duration_ms=int(duration_s * 1000),
-                    ttft_ms=0 if ttft_s is None else int(ttft_s * 1000),
+                    ttft_ms=0 if ttft_s is None else max(1, int(ttft_s * 1000)),
+                    cost=cost,
                 )
             )
             service.throughput.add(usage.total, ended.monotonic_s)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from wire.feed import UsageBatch, UsageRow
+from wire.feed import LATENCY_BOUNDS_MS, UsageBatch, UsageRow
 
 log = structlog.get_logger(__name__)
 
@@ -44,26 +45,33 @@ class Record(NamedTuple):
     completion_tokens: int
     duration_ms: int
     ttft_ms: int
+    cost: int = 0  # nano-units; missing in lines of earlier releases
 
 
 Group = tuple[int, str, str, str, int]
 """hour x project x key x model x status"""
+_BUCKETS = len(LATENCY_BOUNDS_MS) + 1
+_DURATIONS = 7  # where the histograms begin in a sum
+_TTFTS = _DURATIONS + _BUCKETS
 
 
 def add_up(sums: dict[Group, list[int]], records: Iterable[Record]) -> None:
-    """Add records to `sums`: requests, then the numbers of a Record in their order."""
+    """Add records to `sums`: requests, the numbers of a Record in their order, then both histograms."""
     for record in records:
         group = record[:5]
         total = sums.get(group)
         if total is None:
-            sums[group] = [1, *record[5:]]
-            continue
+            total = sums[group] = [0] * (_TTFTS + _BUCKETS)
         total[0] += 1
         total[1] += record[5]
         total[2] += record[6]
         total[3] += record[7]
         total[4] += record[8]
         total[5] += record[9]
+        total[6] += record[10]
+        total[_DURATIONS + bisect_left(LATENCY_BOUNDS_MS, record[8])] += 1
+        if record[9]:
+            total[_TTFTS + bisect_left(LATENCY_BOUNDS_MS, record[9])] += 1
 
 
 def sum_rows(records: Iterable[Record]) -> tuple[UsageRow, ...]:
@@ -87,6 +95,9 @@ def _rows(sums: dict[Group, list[int]]) -> tuple[UsageRow, ...]:
             completion_tokens=total[3],
             duration_ms=total[4],
             ttft_ms=total[5],
+            cost=total[6],
+            durations=tuple(total[_DURATIONS:_TTFTS]),
+            ttfts=tuple(total[_TTFTS:]),
         )
         for (hour, project_id, key_id, model, status), total in sums.items()
     )

@@ -1,4 +1,5 @@
-"""Quotas of keys and projects: requests and tokens a minute, parallel requests, tokens a day and a month. Pure.
+"""Quotas of keys, projects, and projects' use of one model: requests and tokens a minute, parallel requests, tokens a
+day and a month, tokens of one request, money a month. Pure.
 
 Exact under concurrency: an admission reserves what the request may use, `settle` puts what it used in its place. A
 minute is a sliding one: in no 60 s are there more than the limit. Counters are those of one gateway process; days and
@@ -8,25 +9,18 @@ months add what the master has accounted (all gateways) to what this process has
 from __future__ import annotations
 
 import datetime as dt
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from gateway.state import KeyEntry, ProjectEntry
-from wire.feed import FeedKey, FeedProject, Limits, UsageRow
+from gateway.windows import Account, Instant, Spent, Window
+from wire.feed import Limits, Price, UsageRow, Used
 
-MINUTE_S = 60
 SETTLING_S = 5.0
 """How long acknowledged tokens still count here while the master's new total is on its way."""
-
-
-class Instant(NamedTuple):
-    """One moment on both clocks: `monotonic_s` for windows, `unix_s` for days and months."""
-
-    monotonic_s: float
-    unix_s: float
+WARN_SHARE = 0.8
 
 
 class LimitKind(StrEnum):
@@ -35,6 +29,32 @@ class LimitKind(StrEnum):
     PARALLEL = "parallel requests"
     TOKENS_PER_DAY = "tokens per day"
     TOKENS_PER_MONTH = "tokens per month"
+    TOKENS_PER_REQUEST = "tokens per request"
+    COST_PER_MONTH = "cost per month"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What has a quota. One without limits is no subject: nothing is counted for it."""
+
+    owner: str  # key | project | model
+    name: str  # of its account: unique over all subjects
+    limits: Limits
+    used: Used
+    received_at: float
+    """Unix time at which the master told `used`: it is of that day and month."""
+
+
+def key_account(key_id: str) -> str:
+    return f"key:{key_id}"
+
+
+def project_account(project_id: str) -> str:
+    return f"project:{project_id}"
+
+
+def model_account(project_id: str, model: str) -> str:
+    return f"model:{project_id}:{model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +66,13 @@ class Ask:
     bounded: bool
     """The client bounded the completion (max_tokens). If not, `completion_tokens` is a guess, which is cut to what is
     left rather than a reason to refuse."""
+    price: Price | None = None
+
+    def spent(self, tokens: int) -> Spent:
+        """`tokens` of which the prompt's are part, at this price."""
+        if self.price is None:
+            return Spent(tokens)
+        return Spent(tokens, self.price.cost(self.prompt_tokens, 0, max(0, tokens - self.prompt_tokens)))
 
 
 @dataclass(eq=False)
@@ -53,7 +80,7 @@ class Refusal(Exception):
     """Why a request is not admitted. `retry_after_s` is when it may be (None: never, it asks for more than allowed)."""
 
     kind: LimitKind
-    owner: str  # key | project
+    owner: str  # key | project | model
     limit: int
     used: int
     requested: int
@@ -68,91 +95,48 @@ class Rate(NamedTuple):
     reset_s: float
 
 
-class Window:
-    """Sum over the last minute, in steps of a second: an amount leaves 60 to 61 s after it came."""
-
-    __slots__ = ("_steps", "total")
-
-    def __init__(self) -> None:
-        self._steps: deque[list[int]] = deque()  # [second, amount]
-        self.total = 0
-
-    def expire(self, now: float) -> None:
-        while self._steps and self._steps[0][0] + 1 + MINUTE_S <= now:
-            self.total -= self._steps.popleft()[1]
-
-    def add(self, amount: int, now: float) -> None:
-        second = int(now)
-        if self._steps and self._steps[-1][0] >= second:
-            self._steps[-1][1] += amount
-        else:
-            self._steps.append([second, amount])
-        self.total += amount
-
-    def frees_in(self, amount: int, now: float) -> float:
-        """Seconds until at least `amount` has left (all of it, when there is less)."""
-        freed, at = 0, now
-        for second, value in self._steps:
-            if freed >= amount:
-                break
-            freed, at = freed + value, second + 1 + MINUTE_S
-        return max(0.0, at - now)
-
-
-@dataclass(slots=True)
-class Account:
-    """Counters of one key or project."""
-
-    requests: Window = field(default_factory=Window)
-    tokens: Window = field(default_factory=Window)
-    parallel: int = 0
-    reserved: int = 0
-    unacknowledged: dict[int, int] = field(default_factory=dict)  # day number -> tokens
-    settling: deque[tuple[float, int, int]] = field(default_factory=deque)  # (until, day number, tokens)
-
-    def local_tokens(self, days: range, at: Instant) -> int:
-        """Tokens of these days that the master's total may not hold yet."""
-        while self.settling and self.settling[0][0] <= at.monotonic_s:
-            self.settling.popleft()
-        return sum(tokens for day, tokens in self.unacknowledged.items() if day in days) + sum(
-            tokens for _, day, tokens in self.settling if day in days
-        )
-
-
 @dataclass(slots=True)
 class Hold:
     """What an admitted request holds until it is settled."""
 
     accounts: tuple[Account, ...]
-    reserved: int
+    reserved: Spent
+    bound: int | None = None
+    """Completion tokens to which the engine must be held: a limit left less than the client would have had."""
     settled: bool = False
+
+
+NOTHING_HELD = Hold((), Spent(), None, True)
 
 
 class Ledger:
     """All accounts of this process."""
 
     def __init__(self) -> None:
-        self._keys: dict[str, Account] = {}
-        self._projects: dict[str, Account] = {}
+        self._accounts: dict[str, Account] = {}
 
-    def admit(self, key: KeyEntry, project: ProjectEntry, ask: Ask, at: Instant) -> Hold:
-        """Reserve for one request on its key and its project, or raise Refusal and change nothing."""
-        pairs = (
-            ("key", key.key, key.received_at, self._account(self._keys, key.key.id)),
-            ("project", project.project, project.received_at, self._account(self._projects, project.project.id)),
-        )
-        reserve = ask.prompt_tokens + ask.completion_tokens
-        for owner, subject, received_at, account in pairs:
-            if subject.limits != _UNLIMITED:
-                reserve = min(reserve, _check(owner, subject, received_at, account, ask, at))
-        for _, _, _, account in pairs:
+    def admit(self, subjects: Sequence[Subject], ask: Ask, at: Instant) -> Hold:
+        """Reserve for one request on its subjects, or raise Refusal and change nothing."""
+        if not subjects:
+            return NOTHING_HELD
+        accounts = [self._account(subject.name) for subject in subjects]
+        wanted = ask.prompt_tokens + ask.completion_tokens
+        tokens, bound = wanted, None
+        for subject, account in zip(subjects, accounts, strict=True):
+            tokens = min(tokens, check(subject, account, ask, at))
+        if tokens < wanted:
+            bound = max(1, tokens - ask.prompt_tokens)
+        reserved = ask.spent(tokens)
+        for subject, account in zip(subjects, accounts, strict=True):
+            check_cost(subject, account, reserved.cost, at)
+        for account in accounts:
             account.requests.expire(at.monotonic_s)
             account.requests.add(1, at.monotonic_s)
             account.parallel += 1
-            account.reserved += reserve
-        return Hold((pairs[0][3], pairs[1][3]), reserve)
+            account.reserved += reserved
+        return Hold(tuple(accounts), reserved, bound)
 
-    def settle(self, hold: Hold, used_tokens: int, at: Instant) -> None:
+    def settle(self, hold: Hold, used: Spent, at: Instant) -> None:
         """Put what was used in place of what was reserved. A second call does nothing."""
         if hold.settled:
             return
@@ -160,67 +144,84 @@ class Ledger:
         day = day_number(at.unix_s)
         for account in hold.accounts:
             account.parallel -= 1
-            account.reserved -= hold.reserved
+            account.reserved += Spent(-hold.reserved.tokens, -hold.reserved.cost)
             account.tokens.expire(at.monotonic_s)
-            if used_tokens:
-                account.tokens.add(used_tokens, at.monotonic_s)
-                account.unacknowledged[day] = account.unacknowledged.get(day, 0) + used_tokens
+            if used.tokens:
+                account.tokens.add(used.tokens, at.monotonic_s)
+            if used.tokens or used.cost:
+                account.use(day, used)
 
-    def rates(self, key: KeyEntry, project: ProjectEntry, at: Instant) -> tuple[Rate | None, Rate | None]:
-        """(requests, tokens): the tighter of key and project each; None where neither has that limit."""
+    def rates(self, subjects: Sequence[Subject], at: Instant) -> tuple[Rate | None, Rate | None]:
+        """(requests, tokens): the tightest of all subjects; None where none has that limit."""
         requests: Rate | None = None
         tokens: Rate | None = None
         now = at.monotonic_s
-        for subject, account in (
-            (key.key, self._account(self._keys, key.key.id)),
-            (project.project, self._account(self._projects, project.project.id)),
-        ):
-            limits: Limits = subject.limits
+        for subject in subjects:
+            limits, account = subject.limits, self._account(subject.name)
             if limits.requests_per_minute is not None:
                 requests = _tighter(requests, limits.requests_per_minute, account.requests, 0, now)
             if limits.tokens_per_minute is not None:
-                tokens = _tighter(tokens, limits.tokens_per_minute, account.tokens, account.reserved, now)
+                tokens = _tighter(tokens, limits.tokens_per_minute, account.tokens, account.reserved.tokens, now)
         return requests, tokens
+
+    def warnings(self, subjects: Sequence[Subject], at: Instant) -> tuple[str, ...]:
+        """Limits a day or a month of which four fifths are used: `project tokens per day 85%`."""
+        found = []
+        for subject in subjects:
+            for kind, limit, used in _calendar(subject, self._account(subject.name), at):
+                if limit and used >= WARN_SHARE * limit:
+                    found.append(f"{subject.owner} {kind} {100 * used // limit}%")
+        return tuple(found)
 
     def restore(self, rows: Iterable[UsageRow]) -> None:
         """Count rows found in the journal at start: not acknowledged yet."""
-        for account, day, tokens in self._tokens_of(rows):
-            account.unacknowledged[day] = account.unacknowledged.get(day, 0) + tokens
+        for account, day, spent in self._spent_of(rows):
+            account.use(day, spent)
 
     def acknowledge(self, rows: Iterable[UsageRow], at: Instant) -> None:
         """The master has these rows; they count here for a moment longer, until its new totals come."""
-        for account, day, tokens in self._tokens_of(rows):
-            left = account.unacknowledged.get(day, 0) - tokens
-            if left > 0:
-                account.unacknowledged[day] = left
-            else:
-                account.unacknowledged.pop(day, None)
-            account.settling.append((at.monotonic_s + SETTLING_S, day, tokens))
+        for account, day, spent in self._spent_of(rows):
+            account.settle_with_master(day, spent, at.monotonic_s + SETTLING_S)
 
-    def rebase(self, key_ids: Iterable[str], project_ids: Iterable[str]) -> None:
-        """New totals of these have come from the master."""
-        for accounts, ids in ((self._keys, key_ids), (self._projects, project_ids)):
-            for name in ids:
-                if (account := accounts.get(name)) is not None:
-                    account.settling.clear()
+    def rebase(self, names: Iterable[str]) -> None:
+        """New totals of these accounts have come from the master."""
+        for name in names:
+            if (account := self._accounts.get(name)) is not None:
+                account.settling.clear()
 
-    def _tokens_of(self, rows: Iterable[UsageRow]) -> Iterable[tuple[Account, int, int]]:
+    def minutes(self, at: Instant) -> dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]]:
+        """(requests, tokens) of the last minute by account, to be kept on disk."""
+        kept = {
+            name: (account.requests.steps(at), account.tokens.steps(at)) for name, account in self._accounts.items()
+        }
+        return {name: windows for name, windows in kept.items() if windows[0] or windows[1]}
+
+    def restore_minutes(
+        self, kept: Mapping[str, tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]], at: Instant
+    ) -> None:
+        """Count what an earlier process had counted within the last minute."""
+        for name, (requests, tokens) in kept.items():
+            account = self._account(name)
+            account.requests.restore(requests, at)
+            account.tokens.restore(tokens, at)
+
+    def _spent_of(self, rows: Iterable[UsageRow]) -> Iterable[tuple[Account, int, Spent]]:
         for row in rows:
-            tokens = row.prompt_tokens + row.completion_tokens
-            if tokens:
+            spent = Spent(row.prompt_tokens + row.completion_tokens, row.cost)
+            if spent.tokens or spent.cost:
                 day = day_number(row.hour)
-                yield self._account(self._keys, row.key_id), day, tokens
-                yield self._account(self._projects, row.project_id), day, tokens
+                for name in (
+                    key_account(row.key_id),
+                    project_account(row.project_id),
+                    model_account(row.project_id, row.model),
+                ):
+                    yield self._account(name), day, spent
 
-    @staticmethod
-    def _account(accounts: dict[str, Account], name: str) -> Account:
-        account = accounts.get(name)
+    def _account(self, name: str) -> Account:
+        account = self._accounts.get(name)
         if account is None:
-            account = accounts[name] = Account()
+            account = self._accounts[name] = Account()
         return account
-
-
-_UNLIMITED = Limits()
 
 
 def day_number(unix_s: float) -> int:
@@ -230,52 +231,72 @@ def day_number(unix_s: float) -> int:
 
 def month_days(unix_s: float) -> range:
     """Day numbers of the UTC month that holds this moment."""
-    first = dt.datetime.fromtimestamp(unix_s, dt.UTC).date().replace(day=1)
+    return _month_of(day_number(unix_s))
+
+
+@functools.lru_cache(maxsize=16)
+def _month_of(day: int) -> range:
+    first = (dt.date(1970, 1, 1) + dt.timedelta(days=day)).replace(day=1)
     following = (first + dt.timedelta(days=32)).replace(day=1)
     epoch = dt.date(1970, 1, 1)
     return range((first - epoch).days, (following - epoch).days)
 
 
-def _check(
-    owner: str, subject: FeedKey | FeedProject, received_at: float, account: Account, ask: Ask, at: Instant
-) -> int:
+def check(subject: Subject, account: Account, ask: Ask, at: Instant) -> int:
     """Tokens to reserve as far as this subject is concerned. Raises Refusal."""
     limits, now = subject.limits, at.monotonic_s
     wanted = ask.prompt_tokens + ask.completion_tokens
-    if limits.parallel_requests is not None and account.parallel >= limits.parallel_requests:
-        raise Refusal(LimitKind.PARALLEL, owner, limits.parallel_requests, account.parallel, 1, 1.0)
-    if limits.requests_per_minute is not None:
+    if (limit := limits.max_tokens_per_request) is not None:
+        if not ask.bounded:
+            wanted = min(wanted, max(limit, ask.prompt_tokens + 1))
+        if wanted > limit:
+            raise Refusal(LimitKind.TOKENS_PER_REQUEST, subject.owner, limit, 0, wanted, None)
+    if (limit := limits.parallel_requests) is not None and account.parallel >= limit:
+        raise Refusal(LimitKind.PARALLEL, subject.owner, limit, account.parallel, 1, 1.0)
+    if (limit := limits.requests_per_minute) is not None:
         account.requests.expire(now)
-        if account.requests.total >= limits.requests_per_minute:
-            raise Refusal(
-                LimitKind.REQUESTS_PER_MINUTE,
-                owner,
-                limits.requests_per_minute,
-                account.requests.total,
-                1,
-                account.requests.frees_in(1, now) if limits.requests_per_minute else None,
-            )
-    if limits.tokens_per_minute is not None:
-        limit = limits.tokens_per_minute
+        if (used := account.requests.total) >= limit:
+            wait_s = account.requests.frees_in(1, now) if limit else None
+            raise Refusal(LimitKind.REQUESTS_PER_MINUTE, subject.owner, limit, used, 1, wait_s)
+    if (limit := limits.tokens_per_minute) is not None:
         account.tokens.expire(now)
         if not ask.bounded:
             wanted = min(wanted, max(limit, ask.prompt_tokens + 1))
-        used = account.tokens.total + account.reserved
+        used = account.tokens.total + account.reserved.tokens
         if used + wanted > limit:
             wait = None if wanted > limit else max(1.0, account.tokens.frees_in(used + wanted - limit, now))
-            raise Refusal(LimitKind.TOKENS_PER_MINUTE, owner, limit, used, wanted, wait)
-    today = day_number(at.unix_s)
-    if limits.tokens_per_day is not None:
-        base = subject.used.tokens_today if day_number(received_at) == today else 0
-        used = base + account.local_tokens(range(today, today + 1), at) + account.reserved
+            raise Refusal(LimitKind.TOKENS_PER_MINUTE, subject.owner, limit, used, wanted, wait)
+    if limits.tokens_per_day is not None or limits.tokens_per_month is not None:
+        wanted = _fit_calendar(subject, account, ask, wanted, at)
+    return wanted
+
+
+def check_cost(subject: Subject, account: Account, cost: int, at: Instant) -> None:
+    """Raises Refusal when the month's money does not last for `cost` (nano-units)."""
+    limit = subject.limits.cost_per_month
+    if limit is None:
+        return
+    month = month_days(at.unix_s)
+    base = subject.used.cost_this_month if day_number(subject.received_at) in month else 0
+    used = base + account.local(month, at).cost + account.reserved.cost
+    if used + cost > limit or used >= limit:
+        until_s = month.stop * 86400 - at.unix_s
+        wait_s = min(until_s, SETTLING_S) if base + cost <= limit and base < limit else until_s
+        raise Refusal(LimitKind.COST_PER_MONTH, subject.owner, limit, used, cost, wait_s)
+
+
+def _fit_calendar(subject: Subject, account: Account, ask: Ask, wanted: int, at: Instant) -> int:
+    limits, today, month = subject.limits, day_number(at.unix_s), month_days(at.unix_s)
+    if (limit := limits.tokens_per_day) is not None:
+        base = subject.used.tokens_today if day_number(subject.received_at) == today else 0
+        used = base + account.local(range(today, today + 1), at).tokens + account.reserved.tokens
         until = (today + 1) * 86400 - at.unix_s
-        wanted = _fit(LimitKind.TOKENS_PER_DAY, owner, limits.tokens_per_day, base, used, wanted, ask, until)
-    if limits.tokens_per_month is not None:
-        month = month_days(at.unix_s)
-        base = subject.used.tokens_this_month if day_number(received_at) in month else 0
-        used = base + account.local_tokens(month, at) + account.reserved
+        wanted = _fit(LimitKind.TOKENS_PER_DAY, subject.owner, limit, base, used, wanted, ask, until)
+    if (limit := limits.tokens_per_month) is not None:
+        base = subject.used.tokens_this_month if day_number(subject.received_at) in month else 0
+        used = base + account.local(month, at).tokens + account.reserved.tokens
         until = month.stop * 86400 - at.unix_s
-        wanted = _fit(LimitKind.TOKENS_PER_MONTH, owner, limits.tokens_per_month, base, used, wanted, ask, until)
+        wanted = _fit(LimitKind.TOKENS_PER_MONTH, subject.owner, limit, base, used, wanted, ask, until)
     return wanted
 
 
@@ -291,6 +312,28 @@ def _fit(kind: LimitKind, owner: str, limit: int, base: int, used: int, wanted: 
         wait_s = min(until_s, SETTLING_S) if base + needed <= limit else until_s
         raise Refusal(kind, owner, limit, used, needed, wait_s)
     return wanted
+
+
+def _calendar(subject: Subject, account: Account, at: Instant) -> Iterable[tuple[LimitKind, int, int]]:
+    """(kind, limit, used) of each limit a day or a month."""
+    limits, used, today, month = subject.limits, subject.used, day_number(at.unix_s), month_days(at.unix_s)
+    told = day_number(subject.received_at)
+    if limits.tokens_per_day is not None:
+        base = used.tokens_today if told == today else 0
+        yield (
+            LimitKind.TOKENS_PER_DAY,
+            limits.tokens_per_day,
+            base + account.local(range(today, today + 1), at).tokens,
+        )
+    if limits.tokens_per_month is None and limits.cost_per_month is None:
+        return
+    local = account.local(month, at)
+    if limits.tokens_per_month is not None:
+        base = used.tokens_this_month if told in month else 0
+        yield LimitKind.TOKENS_PER_MONTH, limits.tokens_per_month, base + local.tokens
+    if limits.cost_per_month is not None:
+        base = used.cost_this_month if told in month else 0
+        yield LimitKind.COST_PER_MONTH, limits.cost_per_month, base + local.cost
 
 
 def _tighter(best: Rate | None, limit: int, window: Window, reserved: int, now: float) -> Rate:

@@ -12,11 +12,12 @@ from gateway.accesslog import AccessLog
 from gateway.feed import Change, Feed
 from gateway.journal import Journal
 from gateway.metrics import Metrics
-from gateway.quota import Instant, Ledger
+from gateway.quota import Ledger
 from gateway.relay import Relay
 from gateway.routing import Balancer
-from gateway.state import State
+from gateway.state import Network, State, accounts_of
 from gateway.upstream import Pool, outside_name
+from gateway.windows import Instant
 from wire.feed import FeedRoute, GatewayStatus
 
 _RATE_WINDOW_S = 60
@@ -30,6 +31,8 @@ class Settings:
     max_body_bytes: int = 20 * 1024 * 1024
     cors_origins: tuple[str, ...] = ()
     access_log: bool = True
+    trusted_proxies: tuple[Network, ...] = ()
+    """Whose `X-Forwarded-For` tells the client's address."""
     keepalive_s: float = 15.0
     """A stream that is quiet for so long gets a comment."""
     total_s: float = 3600.0
@@ -124,10 +127,7 @@ class Service:
             elif self.state is not None and (old := self.state.routes.get(name)) is not None and old.targets:
                 self._lost_at[name] = now
         self.state = state
-        self.ledger.rebase(
-            state.keys if change.key_ids is None else change.key_ids,
-            state.projects if change.project_ids is None else change.project_ids,
-        )
+        self.ledger.rebase(accounts_of(state, change.key_ids, change.project_ids))
         known = set(state.routable())
         known.update(outside_name(route) for route in state.routes.values() if route.provider is not None)
         self.pool.retain(known)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from wire.feed import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot
+from gateway.quota import Subject, key_account, model_account, project_account
+from wire.feed import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot, Limits
+
+Network = IPv4Network | IPv6Network
+_UNLIMITED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,15 +20,21 @@ class KeyEntry:
     key: FeedKey
     digest: bytes
     """HMAC-SHA256 of the whole key."""
+    previous_digest: bytes
+    """Of the key before its rotation; empty when there is none."""
     models: frozenset[str] | None
-    received_at: float
-    """Unix time at which the master told it: its `tokens_today` are of that day."""
+    endpoints: frozenset[str] | None
+    networks: tuple[Network, ...]
+    subject: Subject | None
+    """None without limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectEntry:
     project: FeedProject
-    received_at: float
+    subject: Subject | None
+    models: Mapping[str, Subject]
+    """Of models that this project has a quota for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +52,11 @@ class State:
 
 
 def from_snapshot(snapshot: FeedSnapshot, at: float) -> State:
-    """Raises ValueError when pepper or a hash is not hexadecimal. `at` is Unix time."""
+    """Raises ValueError when pepper or a hash is not hexadecimal, or a network none. `at` is Unix time."""
     return State(
         pepper=bytes.fromhex(snapshot.pepper),
         keys=_key_entries(snapshot.keys, at),
-        projects={project.id: ProjectEntry(project, at) for project in snapshot.projects},
+        projects=_project_entries(snapshot.projects, at),
         routes={route.id: route for route in snapshot.routes},
     )
 
@@ -54,12 +65,22 @@ def apply_delta(state: State, delta: FeedDelta, at: float) -> State:
     """The state after `delta`; `state` stays as it is."""
     keys, projects, routes = dict(state.keys), dict(state.projects), dict(state.routes)
     keys.update(_key_entries(delta.keys, at))
-    projects.update((project.id, ProjectEntry(project, at)) for project in delta.projects)
+    projects.update(_project_entries(delta.projects, at))
     routes.update((route.id, route) for route in delta.routes)
     for gone, entries in ((delta.gone_keys, keys), (delta.gone_projects, projects), (delta.gone_routes, routes)):
         for name in gone:
             entries.pop(name, None)
     return State(pepper=state.pepper, keys=keys, projects=projects, routes=routes)
+
+
+def accounts_of(state: State, key_ids: Iterable[str] | None, project_ids: Iterable[str] | None) -> Iterator[str]:
+    """Names of the accounts of these keys and projects (None: of all)."""
+    for key_id in state.keys if key_ids is None else key_ids:
+        yield key_account(key_id)
+    for project_id in state.projects if project_ids is None else project_ids:
+        yield project_account(project_id)
+        if (entry := state.projects.get(project_id)) is not None:
+            yield from (subject.name for subject in entry.models.values())
 
 
 def to_snapshot(state: State) -> FeedSnapshot:
@@ -74,6 +95,30 @@ def to_snapshot(state: State) -> FeedSnapshot:
 
 def _key_entries(keys: Iterable[FeedKey], at: float) -> dict[str, KeyEntry]:
     return {
-        key.id: KeyEntry(key, bytes.fromhex(key.secret_hash), None if key.models is None else frozenset(key.models), at)
+        key.id: KeyEntry(
+            key=key,
+            digest=bytes.fromhex(key.secret_hash),
+            previous_digest=bytes.fromhex(key.previous_hash),
+            models=None if key.models is None else frozenset(key.models),
+            endpoints=None if key.endpoints is None else frozenset(key.endpoints),
+            networks=tuple(ip_network(network, strict=False) for network in key.networks),
+            subject=None if key.limits == _UNLIMITED else Subject("key", key_account(key.id), key.limits, key.used, at),
+        )
         for key in keys
+    }
+
+
+def _project_entries(projects: Iterable[FeedProject], at: float) -> dict[str, ProjectEntry]:
+    return {
+        project.id: ProjectEntry(
+            project=project,
+            subject=None
+            if project.limits == _UNLIMITED
+            else Subject("project", project_account(project.id), project.limits, project.used, at),
+            models={
+                quota.model: Subject("model", model_account(project.id, quota.model), quota.limits, quota.used, at)
+                for quota in project.model_quotas
+            },
+        )
+        for project in projects
     }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.quota import SETTLING_S, Ask, Hold, Instant, Ledger, LimitKind, Refusal, Window, day_number, month_days
-from gateway.state import KeyEntry, ProjectEntry
-from tests.gateway.master import make_feed_key, make_project
+from gateway.quota import SETTLING_S, Ask, Hold, Ledger, LimitKind, Refusal, Subject, day_number, month_days
+from gateway.windows import Instant, Spent, Window
 from wire.feed import Limits, UsageRow, Used
 
 NOON = dt.datetime(2026, 3, 31, 12, tzinfo=dt.UTC).timestamp()
@@ -22,16 +20,20 @@ def at(seconds: float) -> Instant:
     return Instant(1000.0 + seconds, NOON + seconds)
 
 
-def entries(
-    key: Limits | None = None, project: Limits | None = None, **key_values: Any
-) -> tuple[KeyEntry, ProjectEntry]:
-    feed_key, _ = make_feed_key(limits=key or Limits(), **key_values)
-    return KeyEntry(feed_key, b"", None, NOON), ProjectEntry(make_project(limits=project or Limits()), NOON)
+Subjects = tuple[Subject, ...]
 
 
-def refusal(ledger: Ledger, pair: tuple[KeyEntry, ProjectEntry], ask: Ask, now: Instant) -> Refusal:
+def entries(key: Limits | None = None, project: Limits | None = None, used: Used | None = None) -> Subjects:
+    """Subjects of one key and its project."""
+    return (
+        Subject("key", "key:k", key or Limits(), used or Used(), NOON),
+        Subject("project", "project:p1", project or Limits(), Used(), NOON),
+    )
+
+
+def refusal(ledger: Ledger, pair: Subjects, ask: Ask, now: Instant) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        ledger.admit(*pair, ask, now)
+        ledger.admit(pair, ask, now)
     return caught.value
 
 
@@ -41,43 +43,43 @@ SMALL = Ask(10, 10, True)
 def test_the_sixth_of_five_requests_a_minute_waits_for_the_first_to_leave() -> None:
     ledger, pair = Ledger(), entries(Limits(requests_per_minute=5))
     for second in range(5):
-        ledger.settle(ledger.admit(*pair, SMALL, at(second)), 20, at(second))
+        ledger.settle(ledger.admit(pair, SMALL, at(second)), Spent(20), at(second))
     refused = refusal(ledger, pair, SMALL, at(5))
     assert (refused.kind, refused.owner) == (LimitKind.REQUESTS_PER_MINUTE, "key")
     assert refused.retry_after_s is not None
-    ledger.admit(*pair, SMALL, at(5 + refused.retry_after_s))
+    ledger.admit(pair, SMALL, at(5 + refused.retry_after_s))
 
 
 def test_a_limit_of_the_project_holds_for_all_its_keys() -> None:
     ledger = Ledger()
     limits = Limits(parallel_requests=2)
     first, second = entries(project=limits), entries(project=limits)
-    hold = ledger.admit(*first, SMALL, at(0))
-    ledger.admit(*second, SMALL, at(0))
+    hold = ledger.admit(first, SMALL, at(0))
+    ledger.admit(second, SMALL, at(0))
     assert refusal(ledger, first, SMALL, at(0)).owner == "project"
-    ledger.settle(hold, 0, at(1))
-    ledger.admit(*second, SMALL, at(1))
+    ledger.settle(hold, Spent(0), at(1))
+    ledger.admit(second, SMALL, at(1))
 
 
 def test_a_refused_request_changes_nothing() -> None:
     ledger, pair = Ledger(), entries(Limits(requests_per_minute=10), Limits(parallel_requests=0))
     for _ in range(20):
         assert refusal(ledger, pair, SMALL, at(0)).kind is LimitKind.PARALLEL
-    requests, _ = ledger.rates(*pair, at(0))
+    requests, _ = ledger.rates(pair, at(0))
     assert requests is not None
     assert requests.remaining == 10
 
 
 def test_tokens_are_reserved_and_the_rest_comes_back() -> None:
     ledger, pair = Ledger(), entries(Limits(tokens_per_minute=100))
-    hold = ledger.admit(*pair, Ask(10, 80, True), at(0))
+    hold = ledger.admit(pair, Ask(10, 80, True), at(0))
     assert refusal(ledger, pair, SMALL, at(1)).kind is LimitKind.TOKENS_PER_MINUTE
-    ledger.settle(hold, 20, at(2))
-    ledger.settle(hold, 20, at(2))
-    _, tokens = ledger.rates(*pair, at(2))
+    ledger.settle(hold, Spent(20), at(2))
+    ledger.settle(hold, Spent(20), at(2))
+    _, tokens = ledger.rates(pair, at(2))
     assert tokens is not None
     assert tokens.remaining == 80
-    ledger.admit(*pair, Ask(10, 70, True), at(2))
+    ledger.admit(pair, Ask(10, 70, True), at(2))
 
 
 def test_more_than_the_whole_limit_is_never_admitted_and_says_so() -> None:
@@ -87,8 +89,8 @@ def test_more_than_the_whole_limit_is_never_admitted_and_says_so() -> None:
 
 def test_a_guessed_answer_is_cut_to_what_is_left_of_the_day() -> None:
     ledger, pair = Ledger(), entries(Limits(tokens_per_day=1000), used=Used(tokens_today=900))
-    hold = ledger.admit(*pair, Ask(10, 512, False), at(0))
-    assert hold.reserved == 100
+    hold = ledger.admit(pair, Ask(10, 512, False), at(0))
+    assert hold.reserved.tokens == 100
     refused = refusal(ledger, pair, Ask(10, 512, False), at(0))
     assert (refused.kind, refused.retry_after_s) == (LimitKind.TOKENS_PER_DAY, SETTLING_S), "its rest comes back"
 
@@ -96,20 +98,20 @@ def test_a_guessed_answer_is_cut_to_what_is_left_of_the_day() -> None:
 def test_a_new_day_starts_at_zero_even_when_the_master_is_away() -> None:
     ledger, pair = Ledger(), entries(Limits(tokens_per_day=100, tokens_per_month=500), used=Used(tokens_today=100))
     refusal(ledger, pair, SMALL, at(0))
-    ledger.settle(ledger.admit(*pair, SMALL, at(12 * 3600)), 20, at(12 * 3600))
+    ledger.settle(ledger.admit(pair, SMALL, at(12 * 3600)), Spent(20), at(12 * 3600))
 
 
 def test_a_month_counts_what_the_master_knows_and_what_it_does_not_yet() -> None:
     ledger, pair = Ledger(), entries(Limits(tokens_per_month=100), used=Used(tokens_this_month=50))
-    ledger.settle(ledger.admit(*pair, Ask(10, 20, True), at(0)), 30, at(0))
+    ledger.settle(ledger.admit(pair, Ask(10, 20, True), at(0)), Spent(30), at(0))
     assert refusal(ledger, pair, Ask(10, 11, True), at(1)).used == 80
 
 
-def row(pair: tuple[KeyEntry, ProjectEntry], tokens: int) -> UsageRow:
+def row(tokens: int) -> UsageRow:
     return UsageRow(
         hour=int(NOON) // 3600 * 3600,
         project_id="p1",
-        key_id=pair[0].key.id,
+        key_id="k",
         model="m",
         status=200,
         requests=1,
@@ -123,17 +125,17 @@ def row(pair: tuple[KeyEntry, ProjectEntry], tokens: int) -> UsageRow:
 
 def test_acknowledged_tokens_count_until_the_masters_new_total_is_here() -> None:
     ledger, pair = Ledger(), entries(Limits(tokens_per_day=100))
-    ledger.settle(ledger.admit(*pair, Ask(90, 0, True), at(0)), 90, at(0))
-    ledger.acknowledge([row(pair, 90)], at(1))
+    ledger.settle(ledger.admit(pair, Ask(90, 0, True), at(0)), Spent(90), at(0))
+    ledger.acknowledge([row(90)], at(1))
     assert refusal(ledger, pair, SMALL, at(1)).used == 90
-    ledger.rebase([pair[0].key.id], ["p1"])
+    ledger.rebase(["key:k", "project:p1"])
     newer = entries(Limits(tokens_per_day=100), used=Used(tokens_today=90))
     assert refusal(ledger, newer, SMALL, at(2)).used == 90
 
 
 def test_tokens_found_in_the_journal_count() -> None:
     ledger, pair = Ledger(), entries(Limits(tokens_per_day=100))
-    ledger.restore([row(pair, 95)])
+    ledger.restore([row(95)])
     assert refusal(ledger, pair, SMALL, at(0)).used == 95
 
 
@@ -171,14 +173,14 @@ def test_no_limit_is_ever_passed_whatever_comes_and_ends_when(key: Limits, proje
     for pause, prompt, completion, share, ends in steps:
         now += pause
         try:
-            hold = ledger.admit(*pair, Ask(prompt, completion, True), at(now))
+            hold = ledger.admit(pair, Ask(prompt, completion, True), at(now))
             admitted.append((now, 1))
             running.append((hold, int((prompt + completion) * share)))
         except Refusal:
             pass
         if ends and running:
             hold, tokens = running.pop(0)
-            ledger.settle(hold, tokens, at(now))
+            ledger.settle(hold, Spent(tokens), at(now))
             used.append((now, tokens))
         for limits in (key, project):
             if limits.parallel_requests is not None:
@@ -191,12 +193,12 @@ def test_no_limit_is_ever_passed_whatever_comes_and_ends_when(key: Limits, proje
                 assert limit is None or sum(tokens for _, tokens in used) <= limit
         for account in running[0][0].accounts if running else ():
             assert account.parallel == len(running)
-            assert account.reserved == sum(hold.reserved for hold, _ in running)
+            assert account.reserved.tokens == sum(hold.reserved.tokens for hold, _ in running)
     for hold, tokens in running:
-        ledger.settle(hold, tokens, at(now))
-        assert all(account.parallel >= 0 and account.reserved >= 0 for account in hold.accounts)
+        ledger.settle(hold, Spent(tokens), at(now))
+        assert all(account.parallel >= 0 and account.reserved.tokens >= 0 for account in hold.accounts)
     if running:
-        assert all(account.parallel == 0 and account.reserved == 0 for account in running[-1][0].accounts)
+        assert all(account.parallel == 0 and account.reserved == Spent() for account in running[-1][0].accounts)
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5)), min_size=1, max_size=50))
