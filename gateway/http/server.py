@@ -220,7 +220,9 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._head_done:  # a trailer is of no use
-            self._headers.setdefault(name.lower(), value)
+            name = name.lower()
+            if self._headers.setdefault(name, value) is not value and name == b"x-forwarded-for":
+                self._headers[name] += b"," + value  # what a proxy of ours added must be seen
 
     def on_headers_complete(self) -> None:
         self._head_done = True
