@@ -18,7 +18,7 @@ from gateway.quota import Ask, Hold, Rate, Refusal, Subject
 from gateway.relay import Opened, Pipe, StreamBroken
 from gateway.service import Service, instant
 from gateway.state import State
-from gateway.windows import Instant, Spent
+from gateway.windows import Spent
 from wire.feed import Price
 
 CLIENT_CLOSED = 499
@@ -48,6 +48,8 @@ class Exchange:
         self._model = UNKNOWN_MODEL
         self._hold: Hold | None = None
         self._price: Price | None = None
+        self._subjects: tuple[Subject, ...] = ()
+        self._ask = Ask(0, 0, True)
         self._meter: StreamMeter | None = None
         self._usage = Usage()
         self._status = 500
@@ -62,6 +64,8 @@ class Exchange:
         try:
             self._authenticate()  # before a byte of the body is kept
             call = self._admit(await self._read_body())
+            if self._subjects:
+                call = await self._reserve(call)
             await self._relay(call)
         except GatewayError as error:
             self._refuse(error)
@@ -140,7 +144,6 @@ class Exchange:
         return state, caller
 
     def _admit(self, raw: bytes) -> Call:
-        now = instant()
         state, caller = self._authenticate()  # again: the key may have been revoked while the body came
         self._caller = caller
         content_type = self._request.headers.get(b"content-type", JSON[1])
@@ -149,14 +152,17 @@ class Exchange:
         call = call.for_route(route)
         self._call, self._model = call, route.id
         self._price = route.price
-        if subjects := caller.subjects(route.id):
-            call = self._reserve(call, subjects, estimate(call, route.max_context_tokens, route.price), now)
+        self._subjects = caller.subjects(route.id)
+        if self._subjects:
+            self._ask = estimate(call, route.max_context_tokens, route.price)
         return call
 
-    def _reserve(self, call: Call, subjects: tuple[Subject, ...], ask: Ask, now: Instant) -> Call:
-        ledger = self._service.ledger
+    async def _reserve(self, call: Call) -> Call:
+        """The call, as far as quotas leave it. Raises GatewayError 400, 429."""
+        ledger, subjects, now = self._service.quota, self._subjects, instant()
         try:
-            hold = self._hold = ledger.admit(subjects, ask, now)
+            held = ledger.admit(subjects, self._ask, now)
+            hold = self._hold = held if isinstance(held, Hold) else await held
         except Refusal as refusal:
             raise refused(refusal) from None
         finally:
@@ -236,7 +242,7 @@ class Exchange:
         if self._price is not None:
             cost = self._price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         if self._hold is not None:
-            service.ledger.settle(self._hold, Spent(usage.total, cost), ended)
+            service.quota.settle(self._hold, Spent(usage.total, cost), ended)
         if caller is not None and call is not None:
             service.journal.add(
                 Record(

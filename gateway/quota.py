@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -104,6 +104,10 @@ class Hold:
     bound: int | None = None
     """Completion tokens to which the engine must be held: a limit left less than the client would have had."""
     settled: bool = False
+    names: tuple[str, ...] = ()
+    """Of the accounts."""
+    shared: bool = False
+    """It counts over all processes, too."""
 
 
 NOTHING_HELD = Hold((), Spent(), None, True)
@@ -129,12 +133,25 @@ class Ledger:
         reserved = ask.spent(tokens)
         for subject, account in zip(subjects, accounts, strict=True):
             check_cost(subject, account, reserved.cost, at)
+        return self.take([subject.name for subject in subjects], reserved, bound, at)
+
+    def take(self, names: Sequence[str], reserved: Spent, bound: int | None, at: Instant) -> Hold:
+        """Reserve without asking: it has been decided."""
+        accounts = tuple(self._account(name) for name in names)
         for account in accounts:
             account.requests.expire(at.monotonic_s)
             account.requests.add(1, at.monotonic_s)
             account.parallel += 1
             account.reserved += reserved
-        return Hold(tuple(accounts), reserved, bound)
+        return Hold(accounts, reserved, bound, names=tuple(names))
+
+    def held(self) -> list[tuple[str, int, Spent]]:
+        """(account, requests, what they reserved) of everything that runs."""
+        return [(name, found.parallel, found.reserved) for name, found in self._accounts.items() if found.parallel]
+
+    def local(self, name: str, days: range, at: Instant) -> Spent:
+        """Of these days, what the master may not have counted yet."""
+        return self._account(name).local(days, at)
 
     def settle(self, hold: Hold, used: Spent, at: Instant) -> None:
         """Put what was used in place of what was reserved. A second call does nothing."""
@@ -242,15 +259,22 @@ def _month_of(day: int) -> range:
     return range((first - epoch).days, (following - epoch).days)
 
 
+def check_size(subject: Subject, ask: Ask) -> Ask:
+    """What one request may ask of this subject: a guess is cut. Raises Refusal."""
+    limit = subject.limits.max_tokens_per_request
+    wanted = ask.prompt_tokens + ask.completion_tokens
+    if limit is None or wanted <= limit:
+        return ask
+    if ask.bounded or ask.prompt_tokens >= limit:
+        raise Refusal(LimitKind.TOKENS_PER_REQUEST, subject.owner, limit, 0, wanted, None)
+    return replace(ask, completion_tokens=limit - ask.prompt_tokens)
+
+
 def check(subject: Subject, account: Account, ask: Ask, at: Instant) -> int:
     """Tokens to reserve as far as this subject is concerned. Raises Refusal."""
     limits, now = subject.limits, at.monotonic_s
+    ask = check_size(subject, ask)
     wanted = ask.prompt_tokens + ask.completion_tokens
-    if (limit := limits.max_tokens_per_request) is not None:
-        if not ask.bounded:
-            wanted = min(wanted, max(limit, ask.prompt_tokens + 1))
-        if wanted > limit:
-            raise Refusal(LimitKind.TOKENS_PER_REQUEST, subject.owner, limit, 0, wanted, None)
     if (limit := limits.parallel_requests) is not None and account.parallel >= limit:
         raise Refusal(LimitKind.PARALLEL, subject.owner, limit, account.parallel, 1, 1.0)
     if (limit := limits.requests_per_minute) is not None:

@@ -15,6 +15,7 @@ from gateway.metrics import Metrics
 from gateway.quota import Ledger
 from gateway.relay import Relay
 from gateway.routing import Balancer
+from gateway.shared import SharedLedger
 from gateway.state import Network, State, accounts_of
 from gateway.upstream import Pool, outside_name
 from gateway.windows import Instant
@@ -90,6 +91,8 @@ class Service:
         self.metrics = metrics
         self.access_log = access_log
         self.ledger = Ledger()
+        self.quota: Ledger | SharedLedger = self.ledger
+        """Decides: this process alone, or all of them."""
         self.balancer = Balancer()
         self.throughput = Throughput()
         self.active: set[Ticked] = set()
