@@ -18,6 +18,7 @@ import uvloop
 
 from gateway.home import Home
 from gateway.joining import JoinFailed, join_master
+from gateway.parent import Parent
 from gateway.server import Gateway, Listen, PortInUse
 from gateway.service import Settings
 from wire.join import NodeIdentity
@@ -29,6 +30,7 @@ _GC_THRESHOLD = 50_000
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 well, 1 cannot run, 2 bad arguments or not joined."""
     options = _parser().parse_args(argv)
+    options.arguments = (sys.argv[1:] if argv is None else argv)[1:]
     _log_json()
     home = Home(Path(options.home).absolute())
     try:
@@ -71,6 +73,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CIDR",
         help="believe X-Forwarded-For of this proxy (for keys that are limited to networks); repeatable",
     )
+    run.add_argument("--processes", type=_count, default=1, help="processes on this port; above 1 with --redis")
+    run.add_argument(
+        "--redis",
+        default=os.environ.get("STOKEHOLD_GATEWAY_REDIS", ""),
+        metavar="URL",
+        help="count quotas over all gateways here: redis://, rediss:// or unix:// (also: STOKEHOLD_GATEWAY_REDIS)",
+    )
+    run.add_argument("--metrics-port", type=int, help="serve /metrics there instead of with the API")
+    run.add_argument("--metrics-host", default="127.0.0.1")
+    run.add_argument("--child", type=int, help=argparse.SUPPRESS)
     run.add_argument("--no-access-log", action="store_true")
     return parser
 
@@ -105,24 +117,41 @@ def _run(home: Home, options: argparse.Namespace) -> int:
     identity = home.identity()
     if identity is None:
         return _fail("The identity is gone.", "Join again.", code=2)
+    if options.processes > 1 and not options.redis:
+        return _fail("--processes above 1 needs --redis.", "Quotas of all processes are counted there.", code=2)
     settings = Settings(
         max_body_bytes=options.max_body_mb * 1024 * 1024,
         cors_origins=tuple(options.cors_origin),
         access_log=not options.no_access_log,
         trusted_proxies=tuple(options.trusted_proxy),
+        redis_url=options.redis,
+        metrics_apart=options.metrics_port is not None,
     )
-    listen = Listen(options.host, options.port, options.tls_cert, options.tls_key)
+    listen = Listen(
+        options.host, options.port, options.tls_cert, options.tls_key, options.metrics_host, options.metrics_port
+    )
     gc.freeze()  # what is loaded by now stays: no need to look at it again and again
     gc.set_threshold(_GC_THRESHOLD, 20, 100)
     try:
-        uvloop.run(_serve(home, identity, listen, settings))
+        if options.processes > 1 and options.child is None:
+            uvloop.run(Parent(home, identity, listen, options.processes, options.arguments).run())
+        else:
+            uvloop.run(_serve(home, identity, listen, settings, options.child))
     except PortInUse as error:
         return _fail(str(error), "", code=1)
     return 0
 
 
-async def _serve(home: Home, identity: NodeIdentity, listen: Listen, settings: Settings) -> None:
-    await Gateway(home, identity, listen, settings).run()
+async def _serve(home: Home, identity: NodeIdentity, listen: Listen, settings: Settings, child: int | None) -> None:
+    gateway = Gateway(home, identity, listen, settings, is_child=child is not None, number=child or 0)
+    await gateway.run()
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError("must be from 1 to 256")
+    return number
 
 
 def _fail(message: str, remedy: str, code: int = 1) -> int:

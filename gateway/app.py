@@ -24,12 +24,26 @@ from wire.versions import RELEASE
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _MODELS = "/v1/models"
-_OPENAPI = "/openapi.json"
-_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", _OPENAPI, _MODELS})
+_OPENAPI, _METRICS = "/openapi.json", "/metrics"
+_PATHS = frozenset({"/", "/healthz", "/readyz", _METRICS, _OPENAPI, _MODELS})
+_METRICS_TYPE: Header = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _ALLOWED_HEADERS = (
     b"authorization, content-type, x-request-id, openai-organization, openai-project, x-api-key, anthropic-version"
 )
 _EXPOSED_HEADERS = b"x-request-id, retry-after, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
+
+
+class Monitor:
+    """What is for the operator only, on a port of its own."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> None:
+        if request.path == "/metrics" and request.method in ("GET", "HEAD"):
+            request.answer(200, [_METRICS_TYPE], self._service.metrics_text())
+        else:
+            send_error(request, GatewayError(404, "not_found", "Only /metrics is here."), [])
 
 
 class App:
@@ -70,7 +84,9 @@ class App:
     def _small(self, request: Request, common: list[Header]) -> None:
         """Everything that is answered from memory."""
         path = request.path
-        if path not in _PATHS and not path.startswith(_MODELS + "/"):
+        if (path not in _PATHS or (path == _METRICS and self._service.settings.metrics_apart)) and not path.startswith(
+            _MODELS + "/"
+        ):
             raise GatewayError(404, "not_found", f"There is nothing at {path[:200]}. The API is below /v1/.")
         if request.method not in ("GET", "HEAD"):
             raise _not_allowed(b"GET")
@@ -88,8 +104,8 @@ class App:
                 return 503, JSON[1], b'{"status":"waiting","reason":"no state from the master or from disk yet"}'
             connected = service.feed is not None and service.feed.connected
             return 200, JSON[1], orjson.dumps({"status": "ready", "master_connected": connected})
-        if path == "/metrics":
-            return 200, b"text/plain; version=0.0.4; charset=utf-8", service.metrics_text()
+        if path == _METRICS:
+            return 200, _METRICS_TYPE[1], service.metrics_text()
         if path == _OPENAPI:
             return 200, JSON[1], _openapi()
         about = {

@@ -90,6 +90,10 @@ class Feed:
         """The link is up and its snapshot is in force."""
         self.heard_at: float | None = None  # monotonic
         self.on_change: Callable[[State, Change], None] = lambda state, change: None
+        self.on_message: Callable[[FeedSnapshot | FeedDelta], None] = lambda message: None
+        """As it came, after it is in force."""
+        self.on_link: Callable[[], None] = lambda: None
+        """`connected` has changed."""
         self.on_ack: Callable[[str], None] = lambda batch_id: None
         self.on_revoked: Callable[[], None] = lambda: None
         self.waiting: Callable[[], list[UsageBatch]] = list
@@ -135,7 +139,9 @@ class Feed:
                 except (aiohttp.ClientError, OSError, TimeoutError, BadMessage, ValueError) as error:
                     log.warning("feed.down", error=str(error) or type(error).__name__, attempt=attempt)
                 attempt = 0 if self.connected else attempt
-                self.connected = False
+                if self.connected:
+                    self.connected = False
+                    self.on_link()
                 jittered_s = reconnect_delay_s(attempt, random.random())  # noqa: S311 - jitter
                 await asyncio.sleep(_REFUSED_PAUSE_S if final else jittered_s)
                 attempt += 1
@@ -187,12 +193,15 @@ class Feed:
             self.heard_at = time.monotonic()
             if isinstance(message, FeedSnapshot):
                 self._accept(from_snapshot(message, time.time()), Change(None, None))
+                self.on_message(message)
                 if not self.connected:
                     self.connected = True
+                    self.on_link()
                     log.info("feed.up", keys=len(message.keys), routes=len(message.routes))
             elif isinstance(message, FeedDelta) and self.state is not None and self.connected:
                 changed = Change(tuple(key.id for key in message.keys), tuple(item.id for item in message.projects))
                 self._accept(apply_delta(self.state, message, time.time()), changed)
+                self.on_message(message)
             elif isinstance(message, UsageAck):
                 self.on_ack(message.batch_id)
             elif isinstance(message, Refused):

@@ -40,6 +40,10 @@ class Home:
     def journal(self) -> Path:
         return self.path / "journal"
 
+    @property
+    def minutes(self) -> Path:
+        return self.path / "minutes.json"
+
     def identity(self) -> NodeIdentity | None:
         """None before the gateway has joined. Raises msgspec.DecodeError when the file is damaged."""
         try:

@@ -64,6 +64,11 @@ class Metrics:
         )
         in_flight = Gauge(_PREFIX + "in_flight_requests", "Requests being served", registry=registry)
         in_flight.set_function(lambda: self.in_flight())
+        self.shared_counters_up = Gauge(
+            _PREFIX + "shared_counters_up",
+            "Quotas are counted over all processes (0: by each alone)",
+            registry=registry,
+        )
         registry.register(self)
 
     def finished(self, model: str, status: int, usage: Usage, duration_s: float, ttft_s: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -15,13 +16,16 @@ from typing import Any
 import structlog
 
 from gateway.accesslog import AccessLog
-from gateway.app import App, bad_request
+from gateway.app import App, Monitor, bad_request
+from gateway.family import ChildFeed, adopt_journals, own_journal
 from gateway.feed import Feed
 from gateway.home import Home, own_host_id
 from gateway.http.server import Server
 from gateway.journal import Journal
 from gateway.metrics import Metrics
+from gateway.minutes import Minutes
 from gateway.service import Service, Settings
+from gateway.shared import SharedLedger
 from gateway.upstream import Pool
 from wire.join import NodeIdentity
 
@@ -45,6 +49,9 @@ class Listen:
     port: int
     tls_cert: str | None = None
     tls_key: str | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    """/metrics is served there (and the next ports for further processes) instead of with the API."""
 
     def tls(self) -> ssl.SSLContext | None:
         """Raises OSError (ssl.SSLError is one) when the files cannot be used."""
@@ -67,6 +74,10 @@ class Gateway:
     settings: Settings = field(default_factory=Settings)
     port: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The port it listens on, once it does."""
+    is_child: bool = False
+    """One of many behind the same port: the parent has the link to the master."""
+    number: int = 0
+    """Among them."""
     service: Service | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -79,39 +90,42 @@ class Gateway:
 
         Raises PortInUse.
         """
-        listener = bind(self.listen.host, self.listen.port)
+        listener = bind(self.listen.host, self.listen.port, reuse_port=self.is_child)
         port: int = listener.getsockname()[1]
         tls = self.home.tls_context(self.identity)
         host_id = own_host_id()
-        scheme = "https" if self.listen.tls_cert else "http"
-        service = self.service = Service(
-            Pool(host_id, tls), Journal(self.home.journal), Metrics(), AccessLog(), self.settings
-        )
-        feed = Feed(
-            self.home,
-            self.identity,
-            tls,
-            host_id=host_id,
-            base_url=f"{scheme}://{_named(self.listen.host)}:{port}/v1",
-            status=service.status,
-        )
+        service, lock = self._parts(host_id, tls)
+        self.service = service
+        feed = self._feed(service, host_id, port, tls)
         service.attach(feed)
         service.recover()
+        minutes = Minutes(self.home.minutes, service.ledger)
+        if not self.is_child:
+            minutes.load()
         feed.load()
         server = Server(App(service), bad_request)
+        monitor = Server(Monitor(service), bad_request)
         tasks = [
             asyncio.create_task(_watched("feed", feed.run())),
             asyncio.create_task(_watched("service", service.run())),
             asyncio.create_task(_watched("access_log", service.access_log.run())),
         ]
+        if isinstance(service.quota, SharedLedger):
+            tasks.append(asyncio.create_task(_watched("quota", service.quota.run())))
+        elif not self.is_child:
+            tasks.append(asyncio.create_task(_watched("minutes", minutes.run())))
         journal = asyncio.create_task(_watched("journal", service.journal.run()))
         with _signals(self.stop):
             try:
                 await server.start(listener, self.listen.tls())
-                log.info("gateway.listening", host=self.listen.host, port=port, tls=scheme == "https", host_id=host_id)
+                if self.listen.metrics_port is not None:
+                    where = (self.listen.metrics_host, self.listen.metrics_port + self.number)
+                    await monitor.start(bind(*where))
+                log.info("gateway.listening", url=base_url(self.listen, port), host_id=host_id)
                 self.port.set_result(port)
                 await self._stop.wait()
                 await server.close(DRAIN_S)
+                await monitor.close(0.0)
             finally:
                 log.info("gateway.stopping")
                 await service.journal.close()
@@ -122,7 +136,36 @@ class Gateway:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await service.pool.close()
                 service.access_log.flush()
+                if lock is not None:
+                    os.close(lock)
         log.info("gateway.stopped")
+
+    def _parts(self, host_id: str, tls: ssl.SSLContext) -> tuple[Service, int | None]:
+        """The parts that serve; and what keeps a child's journal from being adopted while it lives."""
+        folder, lock = own_journal(self.home) if self.is_child else (self.home.journal, None)
+        if not self.is_child:
+            adopt_journals(self.home)  # of children of an earlier start
+        service = Service(Pool(host_id, tls), Journal(folder), Metrics(), AccessLog(), self.settings)
+        if self.settings.redis_url:
+            service.share_quotas(self.settings.redis_url)
+        return service, lock
+
+    def _feed(self, service: Service, host_id: str, port: int, tls: ssl.SSLContext) -> Feed | ChildFeed:
+        if self.is_child:
+            return ChildFeed(self.home, service.status, self.stop, self.port)
+        return Feed(
+            self.home,
+            self.identity,
+            tls,
+            host_id=host_id,
+            base_url=base_url(self.listen, port),
+            status=service.status,
+        )
+
+
+def base_url(listen: Listen, port: int) -> str:
+    """Where clients find the API."""
+    return f"{'https' if listen.tls_cert else 'http'}://{_named(listen.host)}:{port}/v1"
 
 
 @contextlib.contextmanager
@@ -139,7 +182,7 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A listening TCP socket. Raises PortInUse with one sentence."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -150,6 +193,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise PortInUse(f"cannot listen on {host}: {error.strerror or error}.") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:  # the kernel spreads connections over all that listen
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
@@ -162,7 +207,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _last_words(service: Service, feed: Feed) -> None:
+async def _last_words(service: Service, feed: Feed | ChildFeed) -> None:
     """Give the master a moment to acknowledge the last usage; what it does not is delivered after the next start."""
     if feed.connected and service.journal.waiting:
         with contextlib.suppress(TimeoutError):

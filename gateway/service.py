@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.accesslog import AccessLog
+from gateway.family import ChildFeed
 from gateway.feed import Change, Feed
 from gateway.journal import Journal
 from gateway.metrics import Metrics
@@ -32,6 +33,10 @@ class Settings:
     max_body_bytes: int = 20 * 1024 * 1024
     cors_origins: tuple[str, ...] = ()
     access_log: bool = True
+    metrics_apart: bool = False
+    """/metrics is not served with the API."""
+    redis_url: str = ""
+    """Where all gateway processes count quotas together; empty: each by itself."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose `X-Forwarded-For` tells the client's address."""
     keepalive_s: float = 15.0
@@ -99,7 +104,7 @@ class Service:
         """Requests that are being served."""
         metrics.in_flight = lambda: len(self.active)
         self.state: State | None = None
-        self.feed: Feed | None = None
+        self.feed: Feed | ChildFeed | None = None
         self._lost_at: dict[str, float] = {}
         self.relay = Relay(pool, self.balancer, metrics, self._find_route, self._lost_at.get, budget_s=retry_budget_s)
 
@@ -111,7 +116,12 @@ class Service:
             for exchange in list(self.active):
                 exchange.tick(now)
 
-    def attach(self, feed: Feed) -> None:
+    def share_quotas(self, redis_url: str) -> None:
+        """Count over all processes. Raises ValueError for an address that is none."""
+        shared = self.quota = SharedLedger(redis_url, self.ledger)
+        self.metrics.shared_counters_up.set_function(lambda: float(shared.up))
+
+    def attach(self, feed: Feed | ChildFeed) -> None:
         """Connect the feed with journal and state."""
         self.feed = feed
         feed.on_change = self.accept

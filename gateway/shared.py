@@ -61,9 +61,7 @@ class _Waiting:
 class SharedLedger:
     """As `Ledger`, over all processes of one prefix. `run` is its one task; without it everything is local."""
 
-    def __init__(
-        self, url: str, local: Ledger, *, prefix: str = "stokehold:quota:", alive_s: int = ALIVE_S
-    ) -> None:
+    def __init__(self, url: str, local: Ledger, *, prefix: str = "stokehold:quota:", alive_s: int = ALIVE_S) -> None:
         """`url`: redis://, rediss:// or unix:// as redis-py takes it. Raises ValueError for another."""
         self._client = redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0, health_check_interval=0)
         source = resources.files("gateway").joinpath("shared.lua").read_text()
