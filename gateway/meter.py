@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -51,6 +51,31 @@ class Usage:
     @property
     def total(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+class Meter(Protocol):
+    """Follows one stream of server-sent events on its way to the client."""
+
+    @property
+    def done(self) -> bool:
+        """The last event was seen: the answer is complete."""
+
+    @property
+    def failed(self) -> bool:
+        """The engine sent an error event."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """As the engine told it, so far."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data`, and of what was held back, is for the client now. Raises EventTooLarge."""
+
+    def end(self) -> bytes:
+        """What is held back at the end of the stream."""
+
+    def produced(self, prompt_tokens: int) -> Usage:
+        """What was used; where the engine has not told, the prompt as estimated and one token a chunk."""
 
 
 class EventTooLarge(Exception):
