@@ -202,12 +202,13 @@ class Exchange:
         if self._request.started:  # a stream was asked for, and has begun
             raise GatewayError(502, "engine_failed", "The engine did not answer with a stream.")
         body, usage, content_type = opened.answer.body(), None, opened.answer.content_type
-        if not content_type or content_type.startswith(JSON[1]):
+        if not content_type or content_type.startswith(JSON[1]) or opened.call.translated:
+            content_type = JSON[1]
             body, usage = opened.call.read_answer(body)
         self._whole_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
-        self._request.answer(200, [(b"content-type", content_type or JSON[1]), *self._common], body)
+        self._request.answer(200, [(b"content-type", content_type), *self._common], body)
 
     async def _stream(self, call: Call, opened: Opened) -> None:
         meter = self._meter = opened.call.meter()

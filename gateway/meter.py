@@ -33,9 +33,12 @@ class Dialect(StrEnum):
     ANTHROPIC = "anthropic"
 
 
+_DONE = b"[DONE]"
+_DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
+"""The model's own text may hold the mark, too, but not at the start of a line: in JSON its new lines are escaped."""
 _ENDS = {
-    Dialect.OPENAI: (b"data: [DONE]", b"data:[DONE]"),
-    Dialect.RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b"data: [DONE]"),
+    Dialect.OPENAI: (_DONE,),
+    Dialect.RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', _DONE),
     Dialect.ANTHROPIC: (b'"message_stop"',),
 }
 """What the last event of a complete stream holds."""
@@ -180,7 +183,7 @@ class StreamMeter:
         for mark, sign in self._marks:
             self._tokens += sign * data.count(mark)
         for mark in self._ends:
-            if mark in data:
+            if mark in data and (mark is not _DONE or _DONE_LINE.search(data)):
                 self.done = True
         return data
 

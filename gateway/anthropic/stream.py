@@ -14,7 +14,7 @@ import orjson
 from gateway.anthropic.answer import message_id, stop_of, thought_of, usage_fields
 from gateway.meter import StreamMeter, Usage
 
-_DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
+_DATA = re.compile(rb"(?:\A|[\r\n])data: ?([^\r\n]*)")
 _ERROR_TYPES = frozenset({"invalid_request_error", "authentication_error", "permission_error", "rate_limit_error"})
 
 Json = dict[str, Any]
