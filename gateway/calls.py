@@ -9,8 +9,11 @@ from typing import Any
 import orjson
 
 from gateway import multipart
+from gateway.anthropic.answer import message_of, token_count_of
+from gateway.anthropic.request import chat_request, counting_request
+from gateway.anthropic.stream import MessagesMeter
 from gateway.errors import GatewayError
-from gateway.meter import Dialect
+from gateway.meter import Dialect, Meter, StreamMeter, Usage, read_answer
 from wire.feed import FeedRoute
 
 _JSON = b"application/json"
@@ -110,22 +113,28 @@ class Call:
     content_type: bytes = _JSON
     as_sent: bool = True
     """The client's own bytes can go to the engine: they name one model only, however they are read."""
+    translated: bool = False
+    """`data` is a chat request made of one to Anthropic's API: the engine's answer is turned back."""
 
     @property
     def generates(self) -> bool:
         """The engine makes tokens for it."""
-        return self.endpoint in _GENERATES
+        return self.endpoint in _GENERATES or self.translated
 
     @property
     def path(self) -> str:
         """Where engines take it."""
-        return _ENGINE_PATHS.get(self.endpoint, self.endpoint.value)
+        return Endpoint.CHAT.value if self.translated else _ENGINE_PATHS.get(self.endpoint, self.endpoint.value)
 
     def for_route(self, route: FeedRoute) -> Call:
-        """The call as this route can take it. Raises GatewayError 400 when it cannot."""
+        """The call as this route can take it: messages become chat where its engine has only that. Raises GatewayError
+        400 when it cannot."""
         group = self.endpoint.group
         if group in route.endpoints:
             return self
+        if group == "messages" and "chat" in route.endpoints:
+            data = (chat_request if self.endpoint is Endpoint.MESSAGES else counting_request)(self.data)
+            return replace(self, data=data, as_sent=False, wants_usage=False, translated=True)
         offers = ", ".join(_OFFERS[name] for name in route.endpoints if name in _OFFERS) or "nothing"
         raise GatewayError(
             400,
@@ -148,6 +157,18 @@ class Call:
             return orjson.dumps(data)
         except TypeError as error:  # it reads deeper nesting than it writes
             raise _bad("The body is nested too deeply.", None) from error
+
+    def meter(self) -> Meter:
+        """For the stream that answers it."""
+        if self.translated:
+            return MessagesMeter(self.model)
+        return StreamMeter(self.model, strip_usage=not self.wants_usage, dialect=self.endpoint.dialect)
+
+    def read_answer(self, body: bytes) -> tuple[bytes, Usage | None]:
+        """(body for the client, usage) of a whole JSON answer. Raises GatewayError 502 for what cannot be one."""
+        if not self.translated:
+            return read_answer(body, self.model)
+        return message_of(body, self.model) if self.endpoint is Endpoint.MESSAGES else token_count_of(body)
 
     def bounded_to(self, completion_tokens: int) -> Call:
         """The same call, its answer held to so many tokens."""

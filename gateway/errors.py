@@ -24,6 +24,17 @@ _HOST_PORT = re.compile(
 )
 _PATH = re.compile(r"(?<![\w/])(?:~|\.{0,2})/(?:[\w.+@-]+/)+[\w.+@-]*|\b[A-Za-z]:\\[^\s'\"]+")
 _MAX_MESSAGE = 2000
+_TOO_LONG = re.compile(
+    r"maximum (?:context|model) length"  # vLLM; SGLang for prompt and answer together
+    r"|longer than the model's context length"  # SGLang
+    r"|`inputs` tokens \+ `max_new_tokens` must be <=|`inputs` must have less than \d+ tokens"  # TGI
+    r"|too large to process\. increase the physical batch size",  # llama.cpp, embeddings and reranking
+    re.IGNORECASE,
+)
+_NO_SUCH_PATH = frozenset({"", "Not Found", "File Not Found", "Method Not Allowed"})
+"""What engines answer on a path that they do not have (FastAPI's and llama.cpp's words)."""
+_NO_SUCH_MODEL = re.compile(r"^The model `.*` does not exist|^model .* not found", re.IGNORECASE)
+"""vLLM, SGLang; llama.cpp as a router."""
 
 
 class GatewayError(Exception):
@@ -91,10 +102,13 @@ def from_engine(status: int, body: bytes) -> GatewayError:
     """
     message, kind = _engine_words(body)
     message = scrub(message)
-    if kind == "exceed_context_size_error" or "maximum context length" in message:
+    if kind == "exceed_context_size_error" or _TOO_LONG.search(message):
         return GatewayError(400, "context_length_exceeded", message, param="messages")
-    if status == 501:
-        return GatewayError(400, "unsupported_by_engine", message or "The engine of this model cannot do that.")
+    if status == 501 or (status in (404, 405) and message in _NO_SUCH_PATH):
+        told = message if status == 501 else ""
+        return GatewayError(400, "unsupported_by_engine", told or "The engine of this model cannot do that.")
+    if status == 404 and _NO_SUCH_MODEL.search(message):  # the name is the gateway's: nothing a client could mend
+        return GatewayError(502, "engine_error", "The engine does not serve the model under the name it should have.")
     if status == 429:
         return GatewayError(
             429, "engine_overloaded", message or "The engine is busy. Try again shortly.", retry_after_s=1

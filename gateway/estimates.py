@@ -43,9 +43,9 @@ def prompt_tokens(call: Call) -> int:
     data = call.data
     if call.endpoint in (Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS):
         return len(call.raw) // _BYTES_PER_TOKEN_OF_AUDIO + 1
-    if call.endpoint in (Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS):
+    if call.endpoint in (Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS) and not call.translated:
         return 0  # nothing is computed by the model
-    if call.endpoint in (Endpoint.CHAT, Endpoint.MESSAGES):
+    if call.endpoint in (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS):
         return _messages(data["messages"]) + _text(data.get("system")) + _spec(data)
     if call.endpoint is Endpoint.RESPONSES:
         given = data["input"]
@@ -63,7 +63,9 @@ def session_of(call: Call) -> bytes:
     for name in _SESSION_FIELDS:
         if isinstance(value := call.data.get(name), str) and value:
             return value[:_PREFIX_CHARACTERS].encode("utf-8", "replace")
-    return b""
+    metadata = call.data.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None  # Anthropic's
+    return user[:_PREFIX_CHARACTERS].encode("utf-8", "replace") if isinstance(user, str) else b""
 
 
 def prefix_of(call: Call) -> bytes:

@@ -12,7 +12,7 @@ from gateway.errors import GatewayError, gateway_starting
 from gateway.estimates import estimate, prompt_tokens
 from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
 from gateway.journal import Record
-from gateway.meter import StreamMeter, Usage, error_body, error_event, read_answer
+from gateway.meter import Dialect, Meter, Usage, error_body, error_event
 from gateway.metrics import UNKNOWN_MODEL
 from gateway.quota import Ask, Hold, Rate, Refusal, Subject
 from gateway.relay import Opened, Pipe, StreamBroken
@@ -36,6 +36,8 @@ class Exchange:
         self._endpoint = endpoint
         self._request = request
         self._common = common
+        if endpoint.dialect is Dialect.ANTHROPIC:
+            common.append((b"request-id", request_id))  # Anthropic's name for it
         self._request_id = request_id
         self._started_at = time.monotonic()
         self._whole_at: float | None = None
@@ -50,7 +52,7 @@ class Exchange:
         self._price: Price | None = None
         self._subjects: tuple[Subject, ...] = ()
         self._ask = Ask(0, 0, True)
-        self._meter: StreamMeter | None = None
+        self._meter: Meter | None = None
         self._usage = Usage()
         self._status = 500
         self._instance_id = ""
@@ -149,12 +151,12 @@ class Exchange:
         content_type = self._request.headers.get(b"content-type", JSON[1])
         call = parse_call(self._endpoint, raw, content_type)
         route = find_route(state, caller, call.model)
-        call = call.for_route(route)
+        taken = call.for_route(route)  # the route that serves it may take it otherwise, so `call` goes on as it is
         self._call, self._model = call, route.id
         self._price = route.price
         self._subjects = caller.subjects(route.id)
         if self._subjects:
-            self._ask = estimate(call, route.max_context_tokens, route.price)
+            self._ask = estimate(taken, route.max_context_tokens, route.price)
         return call
 
     async def _reserve(self, call: Call) -> Call:
@@ -200,15 +202,16 @@ class Exchange:
         if self._request.started:  # a stream was asked for, and has begun
             raise GatewayError(502, "engine_failed", "The engine did not answer with a stream.")
         body, usage, content_type = opened.answer.body(), None, opened.answer.content_type
-        if not content_type or content_type.startswith(JSON[1]):
-            body, usage = read_answer(body, call.model)
+        if not content_type or content_type.startswith(JSON[1]) or opened.call.translated:
+            content_type = JSON[1]
+            body, usage = opened.call.read_answer(body)
         self._whole_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
-        self._request.answer(200, [(b"content-type", content_type or JSON[1]), *self._common], body)
+        self._request.answer(200, [(b"content-type", content_type), *self._common], body)
 
     async def _stream(self, call: Call, opened: Opened) -> None:
-        meter = self._meter = StreamMeter(call.model, strip_usage=not call.wants_usage, dialect=call.endpoint.dialect)
+        meter = self._meter = opened.call.meter()
         request = self._request
         pipe = self._pipe = Pipe(opened.answer, meter, request, self._begin_stream)
         try:

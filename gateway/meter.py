@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -33,9 +33,12 @@ class Dialect(StrEnum):
     ANTHROPIC = "anthropic"
 
 
+_DONE = b"[DONE]"
+_DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
+"""The model's own text may hold the mark, too, but not at the start of a line: in JSON its new lines are escaped."""
 _ENDS = {
-    Dialect.OPENAI: (b"data: [DONE]", b"data:[DONE]"),
-    Dialect.RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b"data: [DONE]"),
+    Dialect.OPENAI: (_DONE,),
+    Dialect.RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', _DONE),
     Dialect.ANTHROPIC: (b'"message_stop"',),
 }
 """What the last event of a complete stream holds."""
@@ -51,6 +54,31 @@ class Usage:
     @property
     def total(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+class Meter(Protocol):
+    """Follows one stream of server-sent events on its way to the client."""
+
+    @property
+    def done(self) -> bool:
+        """The last event was seen: the answer is complete."""
+
+    @property
+    def failed(self) -> bool:
+        """The engine sent an error event."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """As the engine told it, so far."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data`, and of what was held back, is for the client now. Raises EventTooLarge."""
+
+    def end(self) -> bytes:
+        """What is held back at the end of the stream."""
+
+    def produced(self, prompt_tokens: int) -> Usage:
+        """What was used; where the engine has not told, the prompt as estimated and one token a chunk."""
 
 
 class EventTooLarge(Exception):
@@ -155,7 +183,7 @@ class StreamMeter:
         for mark, sign in self._marks:
             self._tokens += sign * data.count(mark)
         for mark in self._ends:
-            if mark in data:
+            if mark in data and (mark is not _DONE or _DONE_LINE.search(data)):
                 self.done = True
         return data
 

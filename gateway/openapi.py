@@ -16,10 +16,10 @@ _JSON = "application/json"
 _EVENTS = "text/event-stream"
 
 ERRORS = {
-    400: "`invalid_request`, `context_length_exceeded`, `unsupported_by_engine`: not JSON, wrong fields, or more than "
-    "the model can.",
+    400: "`invalid_request`, `context_length_exceeded`, `unsupported_by_model`, `unsupported_by_engine`: "
+    "not JSON, wrong fields, or more than the model can.",
     401: "`invalid_api_key`: missing, malformed, unknown, revoked or expired.",
-    403: "`model_not_allowed`, `project_inactive`: not with this key.",
+    403: "`model_not_allowed`, `endpoint_not_allowed`, `network_not_allowed`, `project_inactive`: not with this key.",
     404: "`model_not_found`: no such model, or not for this key.",
     413: "The body is larger than the gateway takes.",
     429: "`rate_limit_exceeded` and others: a limit of the key or its project, or every engine is busy. Wait as long "

@@ -21,7 +21,7 @@ from gateway.errors import EngineUnreachable, GatewayError, from_engine
 from gateway.estimates import prefix_of, session_of
 from gateway.http.client import Answer, AnswerBroken, AnswerLate
 from gateway.http.request import Request
-from gateway.meter import EventTooLarge, StreamMeter
+from gateway.meter import EventTooLarge, Meter
 from gateway.metrics import Metrics
 from gateway.routing import Balancer, RetryBudget, is_ready, resolve
 from gateway.upstream import Line, Pool, outside_name
@@ -44,6 +44,8 @@ class Opened:
     answer: Answer
     route: FeedRoute
     """The one that serves: of another name than the call's behind an alias, a split or a fallback."""
+    call: Call
+    """As this route took it."""
 
 
 class StreamBroken(Exception):
@@ -150,7 +152,7 @@ class Relay:
         except BaseException:
             self._balancer.finished(name)
             raise
-        opened = Opened(name, answer, leaf)
+        opened = Opened(name, answer, leaf, call)
         if answer.status == 200:
             self._balancer.succeeded(name)
             return opened
@@ -181,7 +183,7 @@ class Relay:
         opened.answer.close()
         self._balancer.finished(opened.name)
 
-    async def pass_stream(self, opened: Opened, meter: StreamMeter, model: str, pipe: Pipe) -> None:
+    async def pass_stream(self, opened: Opened, meter: Meter, model: str, pipe: Pipe) -> None:
         """Pass a stream on, event by event, as fast as the client takes it. Raises StreamBroken."""
         opened.answer.pipe(pipe)
         error = await pipe.ended
@@ -190,7 +192,7 @@ class Relay:
         if error is not None or not meter.done or meter.failed:
             raise self._broken(model, meter, 502, "engine_failed", BROKE_OFF)
 
-    def _broken(self, model: str, meter: StreamMeter, status: int, code: str, message: str) -> StreamBroken:
+    def _broken(self, model: str, meter: Meter, status: int, code: str, message: str) -> StreamBroken:
         self._metrics.upstream_failed(model, "broken stream")
         return StreamBroken(GatewayError(status, code, message), told=meter.failed)
 
@@ -236,7 +238,7 @@ class Pipe:
 
     __slots__ = ("_answer", "_begin", "_meter", "_request", "ended", "first_at", "pieces")
 
-    def __init__(self, answer: Answer, meter: StreamMeter, request: Request, begin: Callable[[], None]) -> None:
+    def __init__(self, answer: Answer, meter: Meter, request: Request, begin: Callable[[], None]) -> None:
         self._answer = answer
         self._meter = meter
         self._request = request

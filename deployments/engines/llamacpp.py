@@ -143,6 +143,14 @@ _PARAMETERS = (
         group="Serving",
     ),
     Parameter(
+        "rerank",
+        "Reranking only",
+        "Serve /v1/rerank and nothing else. The model must be a reranker: others give scores without a meaning.",
+        ParameterType.BOOLEAN,
+        default=False,
+        group="Serving",
+    ),
+    Parameter(
         "jinja",
         "Chat template engine",
         "Use the model's own Jinja template; tools need it.",
@@ -191,6 +199,8 @@ class LlamaCpp:
             errors["extra_args"] = problem
         if values["cache_type_v"] not in _PLAIN_CACHES and values["flash_attention"] == "off":
             errors["cache_type_v"] = "a quantized V cache wants flash attention: choose auto or on"
+        if values["rerank"] and values["embeddings"]:
+            errors["rerank"] = "an engine serves embeddings or reranks: deploy the model twice for both"
         if values["micro_batch_tokens"] > values["batch_tokens"]:
             errors["micro_batch_tokens"] = "must not be larger than the logical batch"
         if errors:
@@ -208,6 +218,8 @@ class LlamaCpp:
     def endpoints(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         if parameters.get("embeddings"):
             return ("embeddings", "tokenize")
+        if parameters.get("rerank"):
+            return ("rerank", "tokenize")
         return ("chat", "completions", "responses", "messages", "tokenize")
 
     def estimate(self, model: ModelFacts, parameters: Mapping[str, Any], gpus: int = 0) -> Estimate:
@@ -307,6 +319,8 @@ def _argv(adapter: LlamaCpp, model: ModelFacts, values: dict[str, Any], gpus: in
         argv += ["-t", str(values["threads"])]
     if values["embeddings"]:
         argv.append("--embeddings")
+    if values["rerank"]:
+        argv.append("--rerank")
     argv.append("--jinja" if values["jinja"] else "--no-jinja")
     if projector := _projector(model):
         argv += ["--mmproj", "{model_dir}/" + projector.path]

@@ -38,6 +38,8 @@ _OURS = {
     "--threads": "set threads",
     "--embedding": "set embeddings",
     "--embeddings": "set embeddings",
+    "--rerank": "set rerank",
+    "--reranking": "set rerank",
     "--jinja": "set jinja",
     "--no-jinja": "set jinja",
     "--reasoning-format": "set reasoning_format",
@@ -76,7 +78,7 @@ _ALONE_TEXT = """
     --ignore-eos -sp --special --warmup --no-warmup --spm-infill
     -cb --cont-batching -nocb --no-cont-batching -kvu --kv-unified -no-kvu --no-kv-unified
     --context-shift --no-context-shift --cache-prompt --no-cache-prompt --cache-idle-slots --no-cache-idle-slots
-    --rerank --reranking --no-mmproj --mmproj-offload --no-mmproj-offload
+    --no-mmproj --mmproj-offload --no-mmproj-offload
     --reasoning-preserve --no-reasoning-preserve --prefill-assistant --no-prefill-assistant
     --log-prefix --no-log-prefix --log-timestamps --no-log-timestamps
 """

@@ -119,6 +119,12 @@ def test_every_parameter_reaches_the_command() -> None:
     assert "embeddings" in LLAMA.endpoints(parameters)
 
 
+def test_a_reranker_is_started_as_one_and_offers_nothing_else() -> None:
+    assert "--rerank" in argv({"rerank": True})
+    assert "--rerank" not in argv()
+    assert LLAMA.endpoints({"rerank": True}) == ("rerank", "tokenize")
+
+
 def test_what_a_person_typed_is_never_taken_for_a_placeholder() -> None:
     assert "{port}" not in argv({"extra_args": ["--chat-template", "{port}"]})[-1]
 
@@ -159,6 +165,8 @@ def test_a_split_model_is_loaded_by_its_first_part_and_a_projector_goes_with_it(
         ({"extra_args": [1]}, "extra_args", "must be a list of strings"),
         ({"temperature": 1}, "temperature", "is not a parameter of this engine; known: batch_tokens"),
         ({"cache_type_v": "q8_0", "flash_attention": "off"}, "cache_type_v", "a quantized V cache wants flash"),
+        ({"rerank": True, "embeddings": True}, "rerank", "an engine serves embeddings or reranks"),
+        ({"extra_args": ["--rerank"]}, "extra_args", "--rerank may not be given here: set rerank"),
         ({"batch_tokens": 64}, "micro_batch_tokens", "must not be larger than the logical batch"),
     ],
 )

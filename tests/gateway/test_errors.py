@@ -179,7 +179,11 @@ async def test_a_body_over_the_limit_is_refused_while_it_is_read(tmp_path: Path)
         ),
         ((400, {"object": "error", "message": "maximum context length is 10"}), 400, "context_length_exceeded"),
         ((422, {"error": "Input validation error", "error_type": "validation"}), 422, None),
-        ((404, "nothing"), 404, None),
+        ((404, "nothing"), 400, "unsupported_by_engine"),
+        ((404, {"detail": "Not Found"}), 400, "unsupported_by_engine"),
+        ((404, {"error": {"message": "File Not Found", "code": 404}}), 400, "unsupported_by_engine"),
+        ((404, {"error": {"message": "The model `engine-7` does not exist.", "code": 404}}), 502, "engine_error"),
+        ((404, {"error": {"message": "Response with id 'resp_1' not found.", "code": 404}}), 404, None),
         ((501, {"error": {"message": "This server does not support embeddings."}}), 400, "unsupported_by_engine"),
         ((401, {"error": {"message": "Invalid API Key"}}), 502, "engine_error"),
         ((429, {"error": {"message": "slots are busy"}}), 429, "engine_overloaded"),
@@ -200,6 +204,24 @@ async def test_errors_of_the_engine_keep_their_meaning_and_lose_its_secrets(
         assert "10.1.2.3" not in error["message"]
     [row] = await world.usage(2)
     assert (row.status, row.completion_tokens, row.requests) == (status, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"message": "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens."}),
+        (400, {"error": {"message": "The decoder prompt (length 5000) is longer than the maximum model length of 9."}}),
+        (400, {"error": {"message": "'max_tokens' is too large: 9. This model's maximum context length is 5 tokens"}}),
+        (400, {"message": "The input (50 tokens) is longer than the model's context length (40 tokens)."}),
+        (400, {"message": "Requested token count exceeds the model's maximum context length of 4096 tokens."}),
+        (422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 9. Given: 9 and 9"}),
+        (422, {"error": "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000"}),
+        (500, {"error": {"message": "input is too large to process. increase the physical batch size", "code": 500}}),
+    ],
+)
+def test_every_engines_words_for_a_prompt_too_long_mean_the_same(status: int, body: dict[str, Any]) -> None:
+    error = from_engine(status, msgspec.json.encode(body))
+    assert (error.status, error.code) == (400, "context_length_exceeded")
 
 
 def test_words_of_an_engine_lose_addresses_and_paths_only() -> None:

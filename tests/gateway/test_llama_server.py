@@ -133,3 +133,21 @@ async def test_embeddings_of_a_real_engine(world: World) -> None:
         answer = await client.embeddings.create(model="SmolLM2", input=["one", "two words"])
         assert len(answer.data) == 2
         assert answer.usage.prompt_tokens == (await world.usage())[0].prompt_tokens
+
+
+async def test_reranking_and_tokens_of_a_real_engine(world: World) -> None:
+    async with llama_server("--rerank") as port:
+        await world.route(make_route("SmolLM2", make_target(port, own_host_id(), engine_model="smol")))
+        ask = {"model": "SmolLM2", "query": "a colour", "documents": ["blue", "seven"]}
+        for path in ("/v1/rerank", "/v1/reranking", "/rerank"):
+            async with world.post(ask, path) as response:
+                ranking = await response.json()
+            assert sorted(result["index"] for result in ranking["results"]) == [0, 1]
+            assert ranking["model"] == "SmolLM2"
+        rows = await world.usage(3)
+        assert sum(row.prompt_tokens for row in rows) == 3 * ranking["usage"]["prompt_tokens"] > 0
+
+        async with world.post({"model": "SmolLM2", "content": "Say hi"}, "/v1/tokenize") as response:
+            tokens = (await response.json())["tokens"]
+        async with world.post({"model": "SmolLM2", "tokens": tokens}, "/v1/detokenize") as response:
+            assert await response.json() == {"content": "Say hi"}

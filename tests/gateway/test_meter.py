@@ -67,6 +67,14 @@ def test_chunks_count_as_tokens_when_no_usage_came() -> None:
     assert StreamMeter("m", strip_usage=True).produced(9).total == 0
 
 
+def test_the_models_own_words_do_not_end_a_stream() -> None:
+    meter = StreamMeter("public", strip_usage=False)
+    meter.feed(event(chunk("data: [DONE]\n\ndata: [DONE]\n\n", "engine")))
+    assert not meter.done
+    meter.feed(b"data:[DONE]\n\n")
+    assert meter.done
+
+
 def test_comments_and_unknown_events_pass() -> None:
     meter = StreamMeter("m", strip_usage=True)
     data = b": ping\n\nevent: x\ndata: {}\n\ndata: not json\n\n"

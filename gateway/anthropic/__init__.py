@@ -1,0 +1,1 @@
+"""Anthropic's Messages API for engines that have only OpenAI's chat: requests, answers and streams, translated."""
