@@ -86,7 +86,12 @@ _CONTENT = {
     Endpoint.RESPONSES: "input",
     Endpoint.SPEECH: "input",
 }
-_POSITIVE = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of")
+BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+"""Fields by which one engine or another bounds a completion; `n_predict` is llama.cpp's and wins there."""
+ANSWERS = ("n", "n_cmpl", "best_of")
+"""Fields that ask for several completions; `n_cmpl` is llama.cpp's."""
+_ONE_ANSWER = (Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
+_POSITIVE = ("max_tokens", "max_completion_tokens", "max_output_tokens", *ANSWERS)
 _OFFERS = {
     "chat": "chat",
     "completions": "complete texts",
@@ -171,9 +176,10 @@ class Call:
         return message_of(body, self.model) if self.endpoint is Endpoint.MESSAGES else token_count_of(body)
 
     def bounded_to(self, completion_tokens: int) -> Call:
-        """The same call, its answer held to so many tokens."""
+        """The same call, each of its answers held to so many tokens."""
         name = "max_output_tokens" if self.endpoint is Endpoint.RESPONSES else "max_tokens"
-        return replace(self, data={**self.data, name: completion_tokens}, as_sent=False)
+        rest = {field: value for field, value in self.data.items() if field not in BOUNDS}
+        return replace(self, data={**rest, name: completion_tokens}, as_sent=False)
 
 
 def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> Call:
@@ -200,6 +206,8 @@ def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> C
         value = data.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise _bad(f"'{name}' must be a positive integer.", name)
+    if endpoint in _ONE_ANSWER and any((data.get(name) or 1) > 1 for name in ANSWERS):
+        raise _bad("This endpoint makes one answer to a request.", "n")
     wants_usage = endpoint not in _USAGE_ASKED_FOR or bool(options and options.get("include_usage") is True)
     # A second "model", plain or escaped, could be read by an engine in place of the one that was allowed.
     as_sent = raw.count(b'"model"') == 1 and b"\\u00" not in raw

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from gateway.calls import Call, Endpoint
+from gateway.calls import ANSWERS, BOUNDS, Call, Endpoint
 from gateway.quota import Ask
 from wire.feed import Price
 
@@ -21,7 +21,13 @@ _MESSAGE_TOKENS = 4  # of the template around each message
 _IMAGE_TOKENS = 1024  # OpenAI's tiles and most vision encoders: several hundred to some thousand
 _BYTES_PER_TOKEN_OF_AUDIO = 4000
 _PREFIX_CHARACTERS = 512
-_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+_OBEYED_BY_CHAT = ("max_completion_tokens", "max_tokens", "n_predict")
+_OBEYED = {
+    Endpoint.RESPONSES: ("max_output_tokens",),
+    Endpoint.MESSAGES: ("max_tokens",),
+    Endpoint.COUNT_TOKENS: ("max_tokens",),
+}
+"""Fields that bound an answer by the endpoint's own definition."""
 _SPEC_FIELDS = ("tools", "functions", "response_format", "text", "json_schema", "grammar")
 _SESSION_FIELDS = ("prompt_cache_key", "user", "session_id")
 
@@ -31,11 +37,11 @@ def estimate(call: Call, max_context_tokens: int | None, price: Price | None = N
     prompt = prompt_tokens(call)
     if not call.generates:
         return Ask(prompt, 0, True, price)
-    bound = _bound(call.data)
+    bound = _bound(call)
     completion = bound or DEFAULT_COMPLETION_TOKENS
     if max_context_tokens is not None:
         completion = min(completion, max(1, max_context_tokens - prompt))
-    return Ask(prompt, completion * _answers(call), bound is not None, price)
+    return Ask(prompt, completion * answers(call), bound is not None, price)
 
 
 def prompt_tokens(call: Call) -> int:
@@ -90,18 +96,20 @@ def _start(value: object) -> str:
     return (value if isinstance(value, str) else str(value))[:_PREFIX_CHARACTERS]
 
 
-def _bound(data: dict[str, Any]) -> int | None:
-    for name in _BOUNDS:
-        value = data.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
+def _bound(call: Call) -> int | None:
+    """Most tokens of one completion, as whichever engine reads the request: of several bounds each engine obeys another
+    (llama.cpp `n_predict`, -1 for none). None: some engine would know no bound."""
+    found = [call.data[name] for name in BOUNDS if call.data.get(name) is not None]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in found):
+        return None
+    obeyed = any(call.data.get(name) is not None for name in _OBEYED.get(call.endpoint, _OBEYED_BY_CHAT))
+    return int(max(found)) if obeyed else None
 
 
-def _answers(call: Call) -> int:
+def answers(call: Call) -> int:
     """How many completions the engine makes."""
     data = call.data
-    wanted = [value for name in ("n", "best_of") if isinstance(value := data.get(name), int)]
+    wanted = [int(value) for name in ANSWERS if isinstance(value := data.get(name), int | float)]
     prompts = len(_prompts(data["prompt"])) if call.endpoint is Endpoint.COMPLETIONS else 1
     return max([1, *wanted]) * max(1, prompts)
 

@@ -9,7 +9,7 @@ from gateway.access import Caller, authenticate, client_address, credentials, fi
 from gateway.answers import JSON, send_error
 from gateway.calls import Call, Endpoint, parse_call
 from gateway.errors import GatewayError, gateway_starting
-from gateway.estimates import estimate, prompt_tokens
+from gateway.estimates import answers, estimate, prompt_tokens
 from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
 from gateway.journal import Record
 from gateway.meter import Dialect, Meter, Usage, error_body, error_event
@@ -173,7 +173,7 @@ class Exchange:
                 self._common.append((b"x-stokehold-quota-warning", ", ".join(warnings).encode()))
         if hold.bound is None or not call.generates:
             return call
-        self._call = call.bounded_to(hold.bound)
+        self._call = call.bounded_to(max(1, hold.bound // answers(call)))
         return self._call
 
     def _add_rates(self, requests: Rate | None, tokens: Rate | None) -> None:

@@ -118,10 +118,31 @@ def read_answer(body: bytes, model: str) -> tuple[bytes, Usage | None]:
     except orjson.JSONDecodeError:
         return body, None
     usage = usage_of(data)
+    if usage is not None and "timings" in data:
+        usage.completion_tokens = _of_all_choices(data.get("choices"), usage.completion_tokens)
     if isinstance(data, dict) and data.get("model", model) != model:
         data["model"] = model
         body = orjson.dumps(data)
     return body, usage
+
+
+def _of_all_choices(choices: object, first: int) -> int:
+    """Completion tokens of all choices. llama.cpp (only it tells `timings`) counts the first alone: the others are
+    taken to have as many characters a token."""
+    if not isinstance(choices, list) or len(choices) < 2:
+        return first
+    sizes = [_characters(choice) for choice in choices]
+    return first + sum(max(1, -(-first * size // max(1, sizes[0]))) for size in sizes[1:])
+
+
+def _characters(choice: object) -> int:
+    """Of what the model made."""
+    if not isinstance(choice, dict):
+        return 0
+    said = choice.get("message")
+    made = said if isinstance(said, dict) else choice
+    fields = (made.get(name) for name in ("content", "reasoning_content", "tool_calls", "text"))
+    return sum(len(field if isinstance(field, str) else orjson.dumps(field)) for field in fields if field)
 
 
 class StreamMeter:
@@ -140,6 +161,7 @@ class StreamMeter:
         "_strip",
         "_tail",
         "_tokens",
+        "_told",
         "done",
         "failed",
         "usage",
@@ -159,6 +181,8 @@ class StreamMeter:
         self._first = True
         self._names: tuple[tuple[bytes, bytes], ...] = ()
         self._tokens = 0
+        self._told = False
+        """A chunk with nothing but the usage has come."""
         self._marks = _DIALECT_MARKS.get(dialect, _MARKS)
 
     def feed(self, data: bytes) -> bytes:
@@ -238,8 +262,13 @@ class StreamMeter:
         usage = usage_of(chunk)
         if usage is None:
             return event
-        self.usage = usage
-        return b"" if self._strip and not chunk.get("choices") else event
+        if chunk.get("choices"):
+            self.usage = usage
+            return event
+        if self._told and self.usage is not None:  # llama.cpp tells each of n choices apart
+            usage.completion_tokens += self.usage.completion_tokens
+        self.usage, self._told = usage, True
+        return b"" if self._strip else event
 
     def _look_typed(self, chunk: dict[str, Any]) -> None:
         """An event of Responses or Anthropic: the model's name and the usage are of the object within."""

@@ -16,9 +16,12 @@ from gateway.errors import GatewayError
 _TRANSLATED = frozenset(
     {"messages", "system", "tools", "tool_choice", "stop_sequences", "output_config", "output_format", "metadata"}
 )
-_WITHOUT_MEANING = frozenset({"thinking", "service_tier", "anthropic_version", "container", "context_management", "n"})
+_WITHOUT_MEANING = frozenset(
+    {"thinking", "service_tier", "anthropic_version", "container", "context_management", "n", "n_cmpl", "best_of"}
+)
 """For Anthropic's own service, or about what an open model's template decides. Dropped: some engines refuse what they
 do not know."""
+_BOUNDS = ("max_completion_tokens", "max_output_tokens", "n_predict")
 _NOT_POSSIBLE = ("mcp_servers",)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _DROPPED_BLOCKS = frozenset({"redacted_thinking"})
@@ -52,7 +55,8 @@ def counting_request(data: Json) -> Json:
 
     The engine reads the prompt for it, and finds it in its cache when the messages themselves come.
     """
-    return {**chat_request(data), "max_tokens": 1}
+    chat = {name: value for name, value in chat_request(data).items() if name not in _BOUNDS}
+    return {**chat, "max_tokens": 1}
 
 
 # ------------------------------------------------------------------------------------------------ messages

@@ -276,9 +276,9 @@ def test_what_is_no_chat_answer_is_the_engines_fault(body: bytes) -> None:
 
 
 def test_tokens_are_counted_by_the_engine_itself() -> None:
-    call = call_of(Endpoint.COUNT_TOKENS, max_tokens=500)
+    call = call_of(Endpoint.COUNT_TOKENS, max_tokens=500, n_predict=500)
     assert call.path == "/v1/chat/completions"
-    assert json.loads(call.body_for("engine"))["max_tokens"] == 1
+    assert json.loads(call.body_for("engine")) == {"model": "engine", "max_tokens": 1, "messages": ASK["messages"]}
     assert estimate(call, None).completion_tokens == 1  # it is work, so it is reserved
     out, usage = call.read_answer(json.dumps({"choices": [], "usage": USAGE}).encode())
     assert (json.loads(out), usage) == ({"input_tokens": 11}, Usage(11, 4, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -173,7 +174,9 @@ def test_any_file_passes_byte_for_byte(file: bytes) -> None:
     [
         (Endpoint.CHAT, {"max_tokens": 10}, 10),
         (Endpoint.CHAT, {"max_tokens": 10, "n": 3}, 30),
-        (Endpoint.CHAT, {"max_tokens": 999, "max_completion_tokens": 10}, 10),
+        (Endpoint.CHAT, {"max_tokens": 99, "max_completion_tokens": 10}, 99),  # TGI knows the first only
+        (Endpoint.CHAT, {"max_tokens": 10, "n_predict": 99.5}, 99),  # llama.cpp takes the second
+        (Endpoint.CHAT, {"max_tokens": 10, "n_cmpl": 3}, 30),
         (Endpoint.CHAT, {"n_predict": 7}, 7),
         (Endpoint.COMPLETIONS, {"prompt": ["a", "b", "c"], "max_tokens": 10, "n": 2}, 60),
         (Endpoint.COMPLETIONS, {"prompt": "a", "max_tokens": 10, "best_of": 4}, 40),
@@ -187,6 +190,33 @@ def test_any_file_passes_byte_for_byte(file: bytes) -> None:
 def test_all_answers_are_reserved(endpoint: Endpoint, data: dict[str, Any], answers: int) -> None:
     ask = estimate(call_of({**CHAT, **data}, endpoint), 4096)
     assert (ask.completion_tokens, ask.bounded) == (answers, True)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "data"),
+    [
+        (Endpoint.CHAT, {"max_tokens": 10, "n_predict": -1}),
+        (Endpoint.CHAT, {"max_tokens": 10, "n_predict": "5"}),
+        (Endpoint.CHAT, {"max_output_tokens": 10}),
+        (Endpoint.RESPONSES, {"input": "x", "max_tokens": 10}),
+        (Endpoint.MESSAGES, {"max_completion_tokens": 10}),
+    ],
+)
+def test_a_bound_that_an_engine_does_not_obey_is_none_and_a_cap_replaces_it(
+    endpoint: Endpoint, data: dict[str, Any]
+) -> None:
+    call = call_of({**CHAT, **data}, endpoint)
+    assert not estimate(call, None).bounded
+    capped = call.bounded_to(7)
+    assert estimate(capped, None) == replace(estimate(capped, None), completion_tokens=7, bounded=True)
+    assert "n_predict" not in json.loads(capped.body_for("public"))
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS])
+def test_several_answers_are_refused_where_the_api_knows_one(endpoint: Endpoint) -> None:
+    for name in ("n", "n_cmpl", "best_of"):
+        assert refused(json.dumps({**CHAT, "input": "x", name: 2}).encode(), endpoint).status == 400
+        assert call_of({**CHAT, "input": "x", name: 1}, endpoint)
 
 
 def test_without_a_bound_something_is_reserved_and_the_context_is_the_most() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from gateway.home import own_host_id
 from tests.gateway.master import make_route, make_target
 from tests.gateway.world import World
 from tests.ports import free_port
+from wire.feed import Limits
 
 pytestmark = pytest.mark.asyncio
 
@@ -151,3 +153,21 @@ async def test_reranking_and_tokens_of_a_real_engine(world: World) -> None:
             tokens = (await response.json())["tokens"]
         async with world.post({"model": "SmolLM2", "tokens": tokens}, "/v1/detokenize") as response:
             assert await response.json() == {"content": "Say hi"}
+
+
+async def test_several_answers_and_every_bound_are_counted_as_the_engine_works(world: World) -> None:
+    async with llama_server("--metrics", "-np", "4") as port, aiohttp.ClientSession() as direct:
+        await world.route(make_route("SmolLM2", make_target(port, own_host_id(), engine_model="smol")))
+        ask = world.ask(model="SmolLM2", ignore_eos=True)
+        async with world.post({**ask, "max_tokens": 6, "n": 3, "stream": True}) as response:
+            assert (await response.text()).endswith("data: [DONE]\n\n")
+        async with world.post({**ask, "max_tokens": 2, "n_predict": 9}) as response:
+            assert (await response.json())["usage"]["completion_tokens"] == 9
+        await world.limit(Limits(tokens_per_minute=60))
+        async with world.post({**ask, "max_tokens": 2, "n_predict": -1}) as response:  # no bound: held to what is left
+            assert (await response.json())["usage"]["completion_tokens"] < 60
+        rows = await world.usage(3)
+        async with direct.get(f"http://127.0.0.1:{port}/metrics") as response:
+            match = re.search(r"(?m)^llamacpp:tokens_predicted_total (\d+)", await response.text())
+        assert match is not None
+        assert sum(row.completion_tokens for row in rows) == int(match[1])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.meter import MAX_EVENT_BYTES, EventTooLarge, StreamMeter, read_answer
+from gateway.meter import MAX_EVENT_BYTES, EventTooLarge, StreamMeter, Usage, read_answer
 from tests.fakes.engine import chunk, event
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
@@ -73,6 +73,22 @@ def test_the_models_own_words_do_not_end_a_stream() -> None:
     assert not meter.done
     meter.feed(b"data:[DONE]\n\n")
     assert meter.done
+
+
+def test_each_choice_that_is_told_apart_counts() -> None:
+    meter = StreamMeter("public", strip_usage=True)
+    told = [{**chunk(None, "engine"), "choices": [], "usage": {**USAGE, "completion_tokens": n}} for n in (5, 20, 20)]
+    out = meter.feed(b"".join(event(item) for item in (chunk("x", "engine"), *told, "[DONE]")))
+    assert meter.produced(0) == Usage(7, 2, 45)
+    assert b"usage" not in out
+
+
+def test_of_an_answer_that_counts_its_first_choice_alone_the_others_are_estimated() -> None:
+    choices = [{"message": {"content": "x" * size}} for size in (20, 80, 2)]
+    answer = {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 5}, "timings": {}}
+    assert read_answer(json.dumps(answer).encode(), "public")[1] == Usage(7, 0, 5 + 20 + 1)
+    del answer["timings"]  # other engines count them all
+    assert read_answer(json.dumps(answer).encode(), "public")[1] == Usage(7, 0, 5)
 
 
 def test_comments_and_unknown_events_pass() -> None:
