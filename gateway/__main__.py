@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tls-cert", help="PEM file: serve HTTPS")
     run.add_argument("--tls-key", help="PEM file")
     run.add_argument("--max-body-mb", type=int, default=20)
+    run.add_argument("--queue-length", type=int, default=1000, help="requests that wait for a model when it is full")
+    run.add_argument("--queue-seconds", type=float, default=30.0, help="how long they wait at most")
     run.add_argument("--cors-origin", action="append", default=[], help="allow this origin (or *); repeatable")
     run.add_argument(
         "--trusted-proxy",
@@ -121,6 +123,8 @@ def _run(home: Home, options: argparse.Namespace) -> int:
         return _fail("--processes above 1 needs --redis.", "Quotas of all processes are counted there.", code=2)
     settings = Settings(
         max_body_bytes=options.max_body_mb * 1024 * 1024,
+        queue_length=max(1, options.queue_length),
+        queue_s=options.queue_seconds,
         cors_origins=tuple(options.cors_origin),
         access_log=not options.no_access_log,
         trusted_proxies=tuple(options.trusted_proxy),

@@ -10,6 +10,7 @@ from gateway.answers import JSON, send_error
 from gateway.calls import Call, Endpoint, parse_call
 from gateway.errors import GatewayError, gateway_starting
 from gateway.estimates import answers, estimate, prompt_tokens
+from gateway.fair import Share
 from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
 from gateway.journal import Record
 from gateway.meter import Dialect, Meter, Usage, error_body, error_event
@@ -51,6 +52,7 @@ class Exchange:
         self._hold: Hold | None = None
         self._price: Price | None = None
         self._subjects: tuple[Subject, ...] = ()
+        self._share = Share()
         self._ask = Ask(0, 0, True)
         self._meter: Meter | None = None
         self._usage = Usage()
@@ -154,6 +156,7 @@ class Exchange:
         taken = call.for_route(route)  # the route that serves it may take it otherwise, so `call` goes on as it is
         self._call, self._model = call, route.id
         self._price = route.price
+        self._share = Share(caller.project.project.id, caller.project.project.priority)
         self._subjects = caller.subjects(route.id)
         if self._subjects:
             self._ask = estimate(taken, route.max_context_tokens, route.price)
@@ -187,7 +190,7 @@ class Exchange:
 
     async def _relay(self, call: Call) -> None:
         relay = self._service.relay
-        opened = await relay.open(call, self._request_id)
+        opened = await relay.open(call, self._request_id, self._share)
         self._instance_id = opened.name
         self._price = self._price or opened.route.price
         try:

@@ -53,8 +53,12 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         self.in_flight: Callable[[], int] = int
         """Requests being served."""
+        self.waiting: Callable[[], int] = int
+        """Of these, for a turn at an engine."""
         self._models: dict[str, _Model] = {}
         self._upstream_errors: Counter[tuple[str, str]] = Counter()
+        waiting = Gauge(_PREFIX + "waiting_requests", "Requests that wait: all engines are full", registry=registry)
+        waiting.set_function(lambda: self.waiting())
         self.feed_connected = Gauge(_PREFIX + "feed_connected", "1: the link to the master is up", registry=registry)
         self.feed_age = Gauge(
             _PREFIX + "feed_age_seconds", "Since the master was last heard; -1: never", registry=registry

@@ -19,6 +19,7 @@ import structlog
 from gateway.calls import Call
 from gateway.errors import EngineUnreachable, GatewayError, from_engine
 from gateway.estimates import prefix_of, session_of
+from gateway.fair import Share, Turns
 from gateway.http.client import Answer, AnswerBroken, AnswerLate
 from gateway.http.request import Request
 from gateway.meter import EventTooLarge, Meter
@@ -68,6 +69,7 @@ class Relay:
         metrics: Metrics,
         find_route: Callable[[str], FeedRoute | None],
         lost_at: Callable[[str], float | None],
+        turns: Turns,
         *,
         budget_s: float = RETRY_BUDGET_S,
     ) -> None:
@@ -76,15 +78,19 @@ class Relay:
         self._metrics = metrics
         self._find_route = find_route
         self._lost_at = lost_at
+        self._turns = turns
         self._budget_s = budget_s
         self._retries = RetryBudget()
 
-    async def open(self, call: Call, request_id: bytes) -> Opened:
-        """An answer with status 200. Raises GatewayError for anything else, after all tries."""
+    async def open(self, call: Call, request_id: bytes, share: Share) -> Opened:
+        """An answer with status 200. Raises GatewayError for anything else, after all tries.
+
+        When all instances are full it waits its turn, as one of `share`.
+        """
         deadline = time.monotonic() + self._budget_s
         draw = random.random()  # noqa: S311 - a share of traffic
         self._retries.request()
-        turn = _Turn(call, request_id)
+        turn = _Turn(call, request_id, share)
         pause_s = _FIRST_PAUSE_S
         while True:
             leaves = self._leaves(call, draw)
@@ -93,7 +99,7 @@ class Relay:
                 if opened is not None:
                     return opened
             now = time.monotonic()
-            if now + pause_s > deadline or not (turn.tried or self._just_lost(leaves, now)):
+            if now + pause_s > deadline + turn.waited_s or not (turn.tried or self._just_lost(leaves, now)):
                 raise self._unavailable(leaves, turn)
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.6)
@@ -113,6 +119,34 @@ class Relay:
         """
         try:
             call = turn.call.for_route(leaf)
+            found = await self._enter(turn, leaf)
+            if found is not None:
+                return await self._try_inside(turn, found, call)
+        except GatewayError as error:
+            if is_last or not (error.status >= 500 or error.status == 429 or error.code == "unsupported_by_model"):
+                raise
+            turn.last = error.code
+            log.info("route.passed_over", route=leaf.id, model=turn.call.model, code=error.code)
+        return None
+
+    async def _enter(self, turn: _Turn, leaf: FeedRoute) -> FeedRoute | None:
+        """The route as it is once there is room in it; None when it has gone meanwhile. Raises GatewayError 429."""
+        if self._turns.try_enter(leaf.id):
+            return leaf
+        began = time.monotonic()
+        try:
+            await self._turns.wait(leaf.id, turn.share)
+        finally:
+            turn.waited_s += time.monotonic() - began
+        found = self._find_route(leaf.id)
+        if found is None:
+            self._turns.leave(leaf.id)
+        return found
+
+    async def _try_inside(self, turn: _Turn, leaf: FeedRoute, call: Call) -> Opened | None:
+        """As `_try_route`. The turn that it has taken is given back, unless by `close`."""
+        opened = None
+        try:
             while (found := self._next(leaf, call, turn)) is not None:
                 name, line, model = found
                 if turn.tries and not self._retries.may_retry(time.monotonic()):
@@ -120,14 +154,13 @@ class Relay:
                     return None
                 turn.tries += 1
                 try:
-                    return await self._try(name, line, model, leaf, call, turn.request_id)
+                    opened = await self._try(name, line, model, leaf, call, turn.request_id)
+                    return opened
                 except EngineUnreachable as error:
                     self._failed(name, turn, error)
-        except GatewayError as error:
-            if is_last or not (error.status >= 500 or error.status == 429 or error.code == "unsupported_by_model"):
-                raise
-            turn.last = error.code
-            log.info("route.passed_over", route=leaf.id, model=turn.call.model, code=error.code)
+        finally:
+            if opened is None:
+                self._turns.leave(leaf.id)
         return None
 
     def _next(self, leaf: FeedRoute, call: Call, turn: _Turn) -> tuple[str, Line, str] | None:
@@ -156,7 +189,7 @@ class Relay:
         if answer.status == 200:
             self._balancer.succeeded(name)
             return opened
-        self.close(opened)
+        self._end(opened)
         if answer.status == 503:
             raise EngineUnreachable("loading", loading=True)
         fault = from_engine(answer.status, answer.body()[:_MAX_ERROR_BYTES])
@@ -180,6 +213,10 @@ class Relay:
 
     def close(self, opened: Opened) -> None:
         """Ends an answer: its connection is kept when it was read whole, else cut."""
+        self._end(opened)
+        self._turns.leave(opened.route.id)
+
+    def _end(self, opened: Opened) -> None:
         opened.answer.close()
         self._balancer.finished(opened.name)
 
@@ -226,6 +263,9 @@ class _Turn:
 
     call: Call
     request_id: bytes
+    share: Share
+    waited_s: float = 0.0
+    """For a turn: it is not the engines that were slow to answer."""
     tried: set[str] = field(default_factory=set)
     """Names not to be asked again before a pause."""
     tries: int = 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.accesslog import AccessLog
+from gateway.fair import Turns
 from gateway.family import ChildFeed
 from gateway.feed import Change, Feed
 from gateway.journal import Journal
@@ -43,6 +44,10 @@ class Settings:
     """A stream that is quiet for so long gets a comment."""
     total_s: float = 3600.0
     """What a request may take from its first byte to its last."""
+    queue_s: float = 30.0
+    """How long a request waits when all engines of its model are full."""
+    queue_length: int = 1000
+    """How many wait for one model."""
 
 
 class Throughput:
@@ -106,7 +111,11 @@ class Service:
         self.state: State | None = None
         self.feed: Feed | ChildFeed | None = None
         self._lost_at: dict[str, float] = {}
-        self.relay = Relay(pool, self.balancer, metrics, self._find_route, self._lost_at.get, budget_s=retry_budget_s)
+        self.turns = Turns(self._room, longest=settings.queue_length, most_s=settings.queue_s)
+        metrics.waiting = lambda: len(self.turns)
+        self.relay = Relay(
+            pool, self.balancer, metrics, self._find_route, self._lost_at.get, self.turns, budget_s=retry_budget_s
+        )
 
     async def run(self) -> None:
         """Look after the requests that are being served, until cancelled."""
@@ -145,12 +154,14 @@ class Service:
         known.update(outside_name(route) for route in state.routes.values() if route.provider is not None)
         self.pool.retain(known)
         self.balancer.forget(known)
+        self.turns.changed()
 
     def stop_serving(self) -> None:
         """Refuse everything from now on."""
         self.state = None
         self.pool.retain(set())
         self.balancer.forget(())
+        self.turns.changed()
 
     def acknowledge(self, batch_id: str) -> None:
         batch = self.journal.acknowledge(batch_id)
@@ -185,6 +196,16 @@ class Service:
 
     def _find_route(self, model: str) -> FeedRoute | None:
         return None if self.state is None else self.state.routes.get(model)
+
+    def _room(self, route_id: str) -> int | None:
+        """Requests that the instances of a route work on at once; None where one of them does not tell."""
+        route = self._find_route(route_id)
+        room = 0
+        for target in route.targets if route is not None else ():
+            if not target.slots:
+                return None
+            room += target.slots
+        return room or None
 
 
 def instant() -> Instant:

@@ -16,11 +16,16 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
 from django.utils import timezone
+from hypothesis import HealthCheck, settings
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from tests.master import Master, test_database_url
 from tests.ports import free_port
+
+# No test fails of its time: the machine may be busy with the others.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture
