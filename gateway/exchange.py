@@ -12,13 +12,13 @@ from gateway.errors import GatewayError, gateway_starting
 from gateway.estimates import answers, estimate, prompt_tokens
 from gateway.fair import Share
 from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
-from gateway.journal import Record
 from gateway.meter import Dialect, Meter, Usage, error_body, error_event
 from gateway.metrics import UNKNOWN_MODEL
 from gateway.quota import Ask, Hold, Rate, Refusal, Subject
 from gateway.relay import Opened, Pipe, StreamBroken
 from gateway.service import Service, instant
 from gateway.state import State
+from gateway.usage.records import Record
 from gateway.windows import Spent
 from wire.feed import Price
 
@@ -56,6 +56,7 @@ class Exchange:
         self._ask = Ask(0, 0, True)
         self._meter: Meter | None = None
         self._usage = Usage()
+        self._begun = ""
         self._status = 500
         self._instance_id = ""
 
@@ -190,7 +191,7 @@ class Exchange:
 
     async def _relay(self, call: Call) -> None:
         relay = self._service.relay
-        opened = await relay.open(call, self._request_id, self._share)
+        opened = await relay.open(call, self._request_id, self._share, self._begin)
         self._instance_id = opened.name
         self._price = self._price or opened.route.price
         try:
@@ -233,6 +234,34 @@ class Exchange:
     def _begin_stream(self) -> None:
         self._request.start(200, [*_STREAM, *self._common])
 
+    def _begin(self) -> None:
+        """An engine is about to be asked: from now on the request counts, even if this process dies."""
+        if self._caller is not None and self._call is not None:
+            asked = Usage(self._ask.prompt_tokens if self._subjects else prompt_tokens(self._call), 0, 0)
+            record = self._record(self._caller, _DIED, asked, self._cost(asked), 0, 0)
+            self._begun = self._service.journal.begin(record)
+
+    def _cost(self, usage: Usage) -> int:
+        if self._price is None:
+            return 0
+        return self._price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+
+    def _record(self, caller: Caller, status: int, usage: Usage, cost: int, duration_ms: int, ttft_ms: int) -> Record:
+        return Record(
+            int(time.time() // 3600) * 3600,
+            caller.project.project.id,
+            caller.key.key.id,
+            self._model,
+            status,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+            duration_ms,
+            ttft_ms,
+            cost,
+            self._begun,
+        )
+
     def _account(self) -> None:
         """Settle the quota, write the usage ahead, count and log."""
         service, call, caller = self._service, self._call, self._caller
@@ -244,27 +273,12 @@ class Exchange:
         duration_s = ended.monotonic_s - self._started_at
         first_at = self._pipe.first_at if self._pipe is not None else self._whole_at
         ttft_s = None if first_at is None else first_at - self._started_at
-        cost = 0
-        if self._price is not None:
-            cost = self._price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        cost = self._cost(usage)
         if self._hold is not None:
             service.quota.settle(self._hold, Spent(usage.total, cost), ended)
         if caller is not None and call is not None:
-            service.journal.add(
-                Record(
-                    hour=int(ended.unix_s // 3600) * 3600,
-                    project_id=caller.project.project.id,
-                    key_id=caller.key.key.id,
-                    model=self._model,
-                    status=self._status,
-                    prompt_tokens=usage.prompt_tokens,
-                    cached_tokens=usage.cached_tokens,
-                    completion_tokens=usage.completion_tokens,
-                    duration_ms=int(duration_s * 1000),
-                    ttft_ms=0 if ttft_s is None else max(1, int(ttft_s * 1000)),
-                    cost=cost,
-                )
-            )
+            ttft_ms = 0 if ttft_s is None else max(1, int(ttft_s * 1000))
+            service.journal.add(self._record(caller, self._status, usage, cost, int(duration_s * 1000), ttft_ms))
             service.throughput.add(usage.total, ended.monotonic_s)
         service.metrics.finished(self._model, self._status, usage, duration_s, ttft_s)
         if service.settings.access_log:
@@ -283,6 +297,9 @@ class Exchange:
                 request_id=self._request_id.decode(),
             )
 
+
+_DIED = 500
+"""Status of a request whose process died while an engine worked on it."""
 
 _STREAM: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -21,6 +21,7 @@ import structlog
 from gateway.feed import STATUS_S, Change
 from gateway.home import Home
 from gateway.state import State, apply_delta, from_snapshot
+from gateway.usage.journal import seal
 from wire.errors import BadMessage
 from wire.feed import FeedDelta, FeedSnapshot, GatewayStatus, UsageAck, UsageBatch
 
@@ -195,7 +196,8 @@ def adopt_journals(home: Home) -> int:
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in (*folder.glob("*.batch"), *folder.glob("*.open")):
+            seal(folder)
+            for path in folder.glob("*.batch"):
                 path.replace(home.journal / path.name)
                 moved += 1
             (folder / "lock").unlink()

@@ -16,9 +16,9 @@ import structlog
 from gateway.family import MAX_LINE_BYTES, ChildHello, LinkState, adopt_journals, line, read_up, socket_path
 from gateway.feed import Feed
 from gateway.home import Home, own_host_id
-from gateway.journal import Journal
 from gateway.server import DRAIN_S, Listen, base_url, bind
 from gateway.state import to_snapshot
+from gateway.usage.journal import Journal
 from wire.errors import BadMessage
 from wire.feed import FeedDelta, FeedSnapshot, GatewayStatus, UsageAck, UsageBatch
 from wire.join import NodeIdentity

@@ -82,15 +82,16 @@ class Relay:
         self._budget_s = budget_s
         self._retries = RetryBudget()
 
-    async def open(self, call: Call, request_id: bytes, share: Share) -> Opened:
+    async def open(self, call: Call, request_id: bytes, share: Share, begin: Callable[[], None]) -> Opened:
         """An answer with status 200. Raises GatewayError for anything else, after all tries.
 
-        When all instances are full it waits its turn, as one of `share`.
+        When all instances are full it waits its turn, as one of `share`. `begin` is called once, just before an engine
+        is asked.
         """
         deadline = time.monotonic() + self._budget_s
         draw = random.random()  # noqa: S311 - a share of traffic
         self._retries.request()
-        turn = _Turn(call, request_id, share)
+        turn = _Turn(call, request_id, share, begin)
         pause_s = _FIRST_PAUSE_S
         while True:
             leaves = self._leaves(call, draw)
@@ -152,6 +153,8 @@ class Relay:
                 if turn.tries and not self._retries.may_retry(time.monotonic()):
                     turn.last = "too many retries"
                     return None
+                if not turn.tries:
+                    turn.begin()
                 turn.tries += 1
                 try:
                     opened = await self._try(name, line, model, leaf, call, turn.request_id)
@@ -264,6 +267,7 @@ class _Turn:
     call: Call
     request_id: bytes
     share: Share
+    begin: Callable[[], None]
     waited_s: float = 0.0
     """For a turn: it is not the engines that were slow to answer."""
     tried: set[str] = field(default_factory=set)

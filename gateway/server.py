@@ -21,12 +21,12 @@ from gateway.family import ChildFeed, adopt_journals, own_journal
 from gateway.feed import Feed
 from gateway.home import Home, own_host_id
 from gateway.http.server import Server
-from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.minutes import Minutes
 from gateway.service import Service, Settings
 from gateway.shared import SharedLedger
 from gateway.upstream import Pool
+from gateway.usage.journal import Journal
 from wire.join import NodeIdentity
 
 log = structlog.get_logger(__name__)

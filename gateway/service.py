@@ -12,7 +12,6 @@ from gateway.accesslog import AccessLog
 from gateway.fair import Turns
 from gateway.family import ChildFeed
 from gateway.feed import Change, Feed
-from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.quota import Ledger
 from gateway.relay import Relay
@@ -20,6 +19,7 @@ from gateway.routing import Balancer
 from gateway.shared import SharedLedger
 from gateway.state import Network, State, accounts_of
 from gateway.upstream import Pool, outside_name
+from gateway.usage.journal import Journal
 from gateway.windows import Instant
 from wire.feed import FeedRoute, GatewayStatus
 

@@ -118,7 +118,7 @@ async def test_a_batch_that_is_not_acknowledged_is_sent_again_under_its_id(world
     await until(lambda: world.master.batches, within_s=10, what="the batch again")
     assert len({batch.batch_id for batch in world.master.received}) == 1
     assert len(world.master.received) >= 2
-    await until(lambda: not list(world.home.journal.iterdir()), what="an empty journal")
+    await until(lambda: not list(world.home.journal.glob("*.batch")), what="an empty journal")
 
 
 async def test_a_snapshot_after_a_reconnect_replaces_everything(world: World) -> None:

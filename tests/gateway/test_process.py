@@ -160,7 +160,7 @@ def _requests_on_disk(folder: Path) -> int:
         except FileNotFoundError:
             return -1
         if path.suffix == ".open":
-            total += text.count("\n")
+            total += sum(1 for line in text.split("\n") if line.startswith("[") and not line.startswith('["'))
         elif path.suffix == ".batch":
             total += sum(row["requests"] for row in json.loads(text)["rows"])
     return total
