@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import asdict
 
 from django.db.models import Count, QuerySet
@@ -21,12 +22,15 @@ from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
 
 from apikeys import access, services, usage
-from apikeys.models import ApiKey, Membership, Project
+from apikeys.models import ApiKey, Membership, ModelQuota, Project
 from apikeys.serializers import (
     KeySerializer,
     MembershipSerializer,
+    ModelQuotaSerializer,
     NewKeySerializer,
     ProjectSerializer,
+    QuotaWarningSerializer,
+    RotationSerializer,
     UsageQuerySerializer,
     UsageTotalSerializer,
 )
@@ -46,7 +50,7 @@ def _require(allowed: bool, what: str) -> None:
     destroy=extend_schema(summary="Delete a project that was never used"),
 )
 class ProjectsViewSet(viewsets.ModelViewSet):
-    queryset = Project.objects.annotate(key_count=Count("keys")).order_by("name")
+    queryset = Project.objects.annotate(key_count=Count("keys")).prefetch_related("model_quotas").order_by("name")
     serializer_class = ProjectSerializer
     permission_classes = [IsAuthenticated]
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]
@@ -94,6 +98,50 @@ class ProjectsViewSet(viewsets.ModelViewSet):
         _require(access.may_change_members(request.user, project), "choose this project's members")
         services.remove_member(get_object_or_404(Membership, project=project, user_id=user_id))
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(methods=["GET"], summary="List quotas by model", responses=ModelQuotaSerializer(many=True))
+    @extend_schema(
+        methods=["POST"],
+        summary="Limit the use of a model, in place of the limits before",
+        request=ModelQuotaSerializer,
+        responses=ModelQuotaSerializer,
+    )
+    @action(
+        detail=True,
+        methods=["get", "post"],
+        url_path="model-quotas",
+        pagination_class=None,
+        filterset_fields=None,
+        search_fields=None,
+    )
+    def model_quotas(self, request: Request, pk: str) -> Response:
+        project = self.get_object()
+        if request.method == "GET":
+            return Response(ModelQuotaSerializer(project.model_quotas.order_by("model"), many=True).data)
+        _require(access.has_staff_permission(request.user, "change_project"), "change quotas")
+        asked = ModelQuotaSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        quota = services.set_model_quota(project, **asked.validated_data)
+        return Response(ModelQuotaSerializer(quota).data)
+
+    @extend_schema(
+        summary="Lift the limits of a model", parameters=[OpenApiParameter("quota_id", OpenApiTypes.INT, "path")]
+    )
+    @action(detail=True, methods=["delete"], url_path=r"model-quotas/(?P<quota_id>\d+)")
+    def model_quota(self, request: Request, pk: str, quota_id: str) -> Response:
+        project = self.get_object()
+        _require(access.has_staff_permission(request.user, "change_project"), "change quotas")
+        services.remove_model_quota(get_object_or_404(ModelQuota, project=project, pk=quota_id))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(
+        summary="List limits used up to 80 % and more, newest first", responses=QuotaWarningSerializer(many=True)
+    )
+    @action(detail=True, methods=["get"], pagination_class=None, filterset_fields=None, search_fields=None)
+    def warnings(self, request: Request, pk: str) -> Response:
+        project = self.get_object()
+        _require(access.projects_with_visible_usage(request.user).filter(pk=project.pk).exists(), "see its usage")
+        return Response(QuotaWarningSerializer(project.quota_warnings.all()[:200], many=True).data)
 
 
 class KeyFilter(filters.FilterSet):
@@ -151,6 +199,23 @@ class KeysViewSet(
         services.revoke_key(key, timezone.now(), actor=request.user.get_username())
         return Response(self.get_serializer(key).data)
 
+    @extend_schema(
+        summary="Give a key a new secret; the one before stays good for a while",
+        request=RotationSerializer,
+        responses=NewKeySerializer,
+    )
+    @action(detail=True, methods=["post"])
+    def rotate(self, request: Request, pk: str) -> Response:
+        key = self.get_object()
+        _require(access.may_change_keys(request.user, key.project), "rotate keys of this project")
+        asked = RotationSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        overlap = dt.timedelta(seconds=asked.validated_data["overlap_s"])
+        actor = request.user.get_username()
+        text = services.rotate_key(key, overlap=overlap, now=timezone.now(), actor=actor)
+        answer = {**self.get_serializer(key).data, "key": text, **asdict(snippets(key, text))}
+        return Response(answer, headers={"Cache-Control": "no-store"})
+
 
 class _UsageView(generics.GenericAPIView):
     permission_classes = [IsAuthenticated]
@@ -160,7 +225,7 @@ class _UsageView(generics.GenericAPIView):
     def totals(self, request: Request) -> list[usage.UsageTotal]:
         asked = UsageQuerySerializer(data=request.query_params)
         asked.is_valid(raise_exception=True)
-        return usage.totals(**asked.asked(), within=access.projects_with_visible_usage(request.user))
+        return usage.totals(**asked.asked(), within=access.projects_with_visible_usage(request.user), latencies=True)
 
 
 class UsageView(_UsageView):

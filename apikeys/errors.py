@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wire.errors import Problem
+from wire.feed import ENDPOINT_GROUPS
 
 
 class KeysError(Problem):
@@ -33,6 +34,16 @@ class InvalidModels(KeysError):
     remedy = "Give public model names, each at most 120 characters, or none at all to allow every model."
 
 
+class InvalidEndpoints(KeysError):
+    code = "invalid_endpoints"
+    remedy = f"Give any of {', '.join(ENDPOINT_GROUPS)}, or none at all to allow every endpoint."
+
+
+class InvalidNetworks(KeysError):
+    code = "invalid_networks"
+    remedy = "Give networks like 10.1.0.0/16 or addresses like 192.0.2.7, or none at all to allow any."
+
+
 class InvalidExpiry(KeysError):
     code = "invalid_expiry"
     remedy = "Give a moment in the future, or none for a key that does not expire."
@@ -48,6 +59,12 @@ class ProjectInUse(KeysError):
     code = "project_in_use"
     status = 409
     remedy = "Switch the project off instead: its keys stop at once and its usage stays on record."
+
+
+class ProjectGone(KeysError):
+    code = "project_gone"
+    status = 409
+    remedy = "It was deleted meanwhile: choose another project."
 
 
 class ProjectOff(KeysError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -10,9 +11,12 @@ from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 
 from apikeys.access import projects_with_visible_usage
-from apikeys.models import ApiKey, Project, ProjectRole, UsageHour
-from apikeys.services import LIMIT_FIELDS
+from apikeys.checks import HIGHEST_PRIORITY, LIMIT_FIELDS, checked_networks
+from apikeys.errors import InvalidNetworks
+from apikeys.models import ApiKey, Limits, ModelQuota, Project, ProjectRole, UsageHour
+from apikeys.money import from_nano, to_nano
 from templates.forms import PageForm
+from wire.feed import ENDPOINT_GROUPS
 
 
 class LimitsForm(PageForm):
@@ -23,15 +27,40 @@ class LimitsForm(PageForm):
     parallel_requests = forms.IntegerField(required=False, min_value=1)
     tokens_per_day = forms.IntegerField(required=False, min_value=1, help_text="UTC day.")
     tokens_per_month = forms.IntegerField(required=False, min_value=1, help_text="UTC month.")
+    max_tokens_per_request = forms.IntegerField(required=False, min_value=1, help_text="Prompt and answer together.")
+    cost_per_month = forms.DecimalField(
+        required=False,
+        min_value=Decimal("0.000001"),
+        max_digits=15,
+        decimal_places=6,
+        help_text="By the models' prices, UTC month.",
+    )
 
     def limits(self) -> dict[str, int | None]:
-        return {name: self.cleaned_data[name] for name in LIMIT_FIELDS}
+        """As the services take them."""
+        cost = self.cleaned_data["cost_per_month"]
+        counts = {name: self.cleaned_data[name] for name in LIMIT_FIELDS if name != "cost_per_month"}
+        return {**counts, "cost_per_month": None if cost is None else to_nano(cost)}
 
     def limit_fields(self) -> list[Any]:
         return [self[name] for name in LIMIT_FIELDS]
 
     def main_fields(self) -> list[Any]:
         return [field for field in self.visible_fields() if field.name not in LIMIT_FIELDS]
+
+
+def limits_initial(row: Limits) -> dict[str, Any]:
+    """What a form of limits shows of a row."""
+    values = {name: getattr(row, name) for name in LIMIT_FIELDS}
+    if values["cost_per_month"] is not None:
+        values["cost_per_month"] = from_nano(values["cost_per_month"])
+    return values
+
+
+def limits_in_words(row: Limits) -> str:
+    """`600 requests per minute, 20 cost per month`; empty when nothing limits."""
+    found = [(name.replace("_", " "), value) for name, value in limits_initial(row).items() if value is not None]
+    return ", ".join(f"{value:,} {name}" for name, value in found)
 
 
 class KeyForm(LimitsForm):
@@ -45,6 +74,25 @@ class KeyForm(LimitsForm):
         label="Models it may use",
         help_text="None chosen: all, those to come included.",
     )
+    allowed_endpoints = forms.MultipleChoiceField(
+        required=False,
+        choices=[(group, group) for group in ENDPOINT_GROUPS],
+        widget=forms.CheckboxSelectMultiple,
+        label="Endpoints it may use",
+        help_text="None chosen: all.",
+    )
+    allowed_networks = forms.CharField(
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 2, "placeholder": "10.1.0.0/16"}),
+        label="Networks its clients come from",
+        help_text="One CIDR or address a line; empty: from anywhere.",
+    )
+    service = forms.CharField(
+        required=False,
+        max_length=80,
+        label="Service account",
+        help_text="Name of the program it belongs to; empty: a person's key.",
+    )
     expires_at = forms.DateTimeField(
         required=False,
         label="Expires (UTC)",
@@ -52,7 +100,9 @@ class KeyForm(LimitsForm):
         help_text="Empty: never.",
     )
 
-    field_order = ("project", "name", "allowed_models", "expires_at")
+    field_order = (
+        *("project", "name", "allowed_models", "allowed_endpoints", "allowed_networks", "service", "expires_at"),
+    )
 
     def __init__(self, *args: Any, projects: QuerySet[Project], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,6 +110,36 @@ class KeyForm(LimitsForm):
             self.fields["project"].queryset = projects.filter(active=True)
         chosen = (self.initial or {}).get("allowed_models") or []
         self.fields["allowed_models"].choices = [(name, name) for name in sorted({*public_names(), *chosen})]
+
+    def clean_allowed_networks(self) -> list[str] | None:
+        try:
+            return checked_networks(self.cleaned_data["allowed_networks"].replace(",", " ").split())
+        except InvalidNetworks as error:
+            raise forms.ValidationError(f"{error.message} {error.remedy}") from error
+
+    def scopes(self) -> dict[str, Any]:
+        """What the key is limited to, as the services take it."""
+        names = ("allowed_models", "allowed_endpoints", "allowed_networks")
+        scopes = {name: self.cleaned_data[name] or None for name in names}
+        return {**scopes, "service": self.cleaned_data["service"], "expires_at": self.cleaned_data["expires_at"]}
+
+
+def key_initial(row: ApiKey) -> dict[str, Any]:
+    """What the form of a key shows of it."""
+    shown = {name: getattr(row, name) for name in ("name", "allowed_models", "allowed_endpoints", "service")}
+    networks = "\n".join(row.allowed_networks or ())
+    return {**limits_initial(row), **shown, "allowed_networks": networks, "expires_at": row.expires_at}
+
+
+class RotateForm(PageForm):
+    """For how long the secret before stays good."""
+
+    OVERLAPS = (
+        *(("0", "it ends at once"), ("3600", "an hour"), ("86400", "a day"), ("604800", "a week")),
+        ("2592000", "30 days"),
+    )
+
+    overlap_s = forms.ChoiceField(choices=OVERLAPS, initial="86400", label="The secret before stays good for")
 
 
 class KeyChangeForm(KeyForm):
@@ -74,8 +154,35 @@ class ProjectForm(LimitsForm):
     name = forms.CharField(max_length=80)
     description = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 2}))
     active = forms.BooleanField(required=False, initial=True, help_text="Off: all its keys are refused.")
+    priority = forms.IntegerField(
+        min_value=1,
+        max_value=HIGHEST_PRIORITY,
+        initial=1,
+        help_text="Its turns while requests wait for full engines: 4 gets four where 1 gets one.",
+    )
 
-    field_order = ("name", "description", "active")
+    field_order = ("name", "description", "active", "priority")
+
+
+def project_initial(row: Project) -> dict[str, Any]:
+    """What the form of a project shows of it."""
+    shown = {name: getattr(row, name) for name in ("name", "description", "active", "priority")}
+    return {**limits_initial(row), **shown}
+
+
+class ModelQuotaForm(LimitsForm):
+    """Limits of a project's use of one model."""
+
+    model = forms.ChoiceField()
+
+    field_order = ("model",)
+
+    def __init__(self, *args: Any, quota: ModelQuota | None, **kwargs: Any) -> None:
+        super().__init__(*args, initial=None if quota is None else limits_initial(quota), **kwargs)
+        if quota is not None:
+            del self.fields["model"]  # a quota keeps its model
+        else:
+            self.fields["model"].choices = [(name, name) for name in public_names()]
 
 
 class MemberForm(PageForm):
@@ -99,7 +206,14 @@ class UsageFilter(PageForm):
     """What the usage page sums."""
 
     PERIODS = (("1", "last 24 hours"), ("7", "last 7 days"), ("30", "last 30 days"), ("90", "last 90 days"))
-    BY = (("day", "day"), ("hour", "hour"), ("model", "model"), ("key", "key"), ("project", "project"))
+    BY = (
+        ("day", "day"),
+        ("hour", "hour"),
+        ("model", "model"),
+        ("key", "key"),
+        ("project", "project"),
+        ("status", "status"),
+    )
     SPLIT = (("", "nothing"), ("project", "project"), ("key", "key"), ("model", "model"))
     STEP = (("", "as fits"), ("hour", "an hour"), ("day", "a day"))
 

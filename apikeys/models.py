@@ -7,6 +7,8 @@ import uuid
 from django.conf import settings
 from django.db import models
 
+from apikeys.money import from_nano
+
 
 class Limits(models.Model):
     """A quota; empty fields do not limit. Days and months are UTC calendar ones."""
@@ -16,6 +18,8 @@ class Limits(models.Model):
     parallel_requests = models.PositiveIntegerField(null=True, blank=True)
     tokens_per_day = models.PositiveBigIntegerField(null=True, blank=True)
     tokens_per_month = models.PositiveBigIntegerField(null=True, blank=True)
+    max_tokens_per_request = models.PositiveBigIntegerField(null=True, blank=True)  # prompt and completion
+    cost_per_month = models.PositiveBigIntegerField(null=True, blank=True)  # nano-units of the currency
 
     class Meta:
         abstract = True
@@ -28,6 +32,9 @@ class Project(Limits):
     name = models.CharField(max_length=80, unique=True)
     description = models.TextField(blank=True)
     active = models.BooleanField(default=True, help_text="Off: all its keys are refused.")
+    priority = models.PositiveSmallIntegerField(
+        default=1, help_text="1 to 100: its share of the turns while requests wait for full engines."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True, db_index=True)
 
@@ -36,6 +43,21 @@ class Project(Limits):
 
     def __str__(self) -> str:
         return self.name
+
+
+class ModelQuota(Limits):
+    """Limits of a project's use of one model, besides those of the project and its keys."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="model_quotas")
+    model = models.CharField(max_length=120, help_text="Public name; it may be deployed later.")
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["model"]
+        constraints = [models.UniqueConstraint(fields=["project", "model"], name="one_quota_a_project_and_model")]
+
+    def __str__(self) -> str:
+        return f"{self.model} of {self.project_id}"
 
 
 class ProjectRole(models.TextChoices):
@@ -65,6 +87,12 @@ class ApiKey(Limits):
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="keys")
     name = models.CharField(max_length=80)
     allowed_models = models.JSONField(null=True, blank=True, help_text="Public model names it may use; empty: all.")
+    allowed_endpoints = models.JSONField(null=True, blank=True, help_text="Of wire.feed.ENDPOINT_GROUPS; empty: all.")
+    allowed_networks = models.JSONField(null=True, blank=True, help_text="CIDRs clients come from; empty: any.")
+    service = models.CharField(max_length=80, blank=True, help_text="Program it belongs to; empty: a person's key.")
+    previous_hash = models.CharField(max_length=64, blank=True, editable=False)  # after a rotation, see the next
+    previous_until = models.DateTimeField(null=True, editable=False)  # until then the secret before is good, too
+    rotated_at = models.DateTimeField(null=True, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -108,12 +136,56 @@ class UsageHour(models.Model):
     completion_tokens = models.PositiveBigIntegerField(default=0)
     duration_ms = models.PositiveBigIntegerField(default=0)
     ttft_ms = models.PositiveBigIntegerField(default=0)
+    cost = models.PositiveBigIntegerField(default=0)  # nano-units
+    durations = models.JSONField(default=list)  # requests by wire.feed.LATENCY_BOUNDS_MS, the rest in one more
+    ttfts = models.JSONField(default=list)
 
     class Meta:
         ordering = ["-hour"]
+        indexes = [models.Index(fields=["project", "hour"], name="usage_of_a_project")]
         constraints = [
             models.UniqueConstraint(fields=["hour", "key", "model", "status"], name="one_row_an_hour_key_model_status")
         ]
 
     def __str__(self) -> str:
         return f"{self.hour:%Y-%m-%d %H}h {self.key_id} {self.model}"
+
+
+class QuotaWarning(models.Model):
+    """A limit of a period was used up to a share: told once."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="quota_warnings")
+    subject = models.CharField(max_length=160)  # `project`, `key <id>` or `model <name>`
+    limit = models.CharField(max_length=40)  # field of Limits
+    period = models.DateField()  # first day of the UTC day or month
+    percent = models.PositiveSmallIntegerField()
+    used = models.PositiveBigIntegerField()
+    allowed = models.PositiveBigIntegerField()
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-at", "-percent"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["project", "subject", "limit", "period", "percent"], name="one_warning_a_period"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.percent} % of {self.limit}"
+
+    @property
+    def limit_text(self) -> str:
+        return self.limit.replace("_", " ")
+
+    @property
+    def used_text(self) -> str:
+        return self.shown(self.used)
+
+    @property
+    def allowed_text(self) -> str:
+        return self.shown(self.allowed)
+
+    def shown(self, amount: int) -> str:
+        """`used` or `allowed` in words of the limit: tokens, or money."""
+        return f"{from_nano(amount):f}" if self.limit == "cost_per_month" else str(amount)

@@ -49,7 +49,14 @@ def playground_key(user: Any, project: Project, now: dt.datetime) -> str:
         key = rows.order_by("created_at", "pk").first()
         if key is None:
             name = marker if len(marker) <= 80 else "playground"
-            key, _ = services.create_key(project=project, name=name, actor=marker, expires_at=now + LIFETIME, now=now)
+            key, _ = services.create_key(
+                project=project,
+                name=name,
+                allowed_endpoints=("chat",),
+                actor=marker,
+                expires_at=now + LIFETIME,
+                now=now,
+            )
         text = _text(key)
         if key.expires_at is None or key.expires_at - now < RENEW_BEFORE_END or not _opens(text, key):
             text = _renew(key, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -10,23 +11,86 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from apikeys import services, usage
-from apikeys.models import ApiKey, Membership, Project, ProjectRole
+from apikeys.checks import HIGHEST_PRIORITY, LONGEST_OVERLAP
+from apikeys.models import ApiKey, Membership, ModelQuota, Project, ProjectRole, QuotaWarning
+from apikeys.money import PLACES, from_nano, to_nano
+from wire.feed import ENDPOINT_GROUPS
 
 _LIMITS = list(services.LIMIT_FIELDS)
-_LIMIT_OPTIONS = {name: {"min_value": 1, "allow_null": True, "required": False} for name in _LIMITS}
+_COUNTS = [name for name in _LIMITS if name != "cost_per_month"]
+_LIMIT_OPTIONS = {name: {"min_value": 1, "allow_null": True, "required": False} for name in _COUNTS}
 _USAGE_DAYS = 30
+
+
+class MoneyField(serializers.DecimalField):
+    """Nano-units, shown and taken as a decimal amount in the installation's currency."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_digits=18, decimal_places=PLACES, **kwargs)
+
+    def to_internal_value(self, data: Any) -> int:
+        return to_nano(super().to_internal_value(data))
+
+    def to_representation(self, value: int) -> str:
+        return f"{from_nano(value):f}"
+
+
+def _cost_limit() -> MoneyField:
+    return MoneyField(
+        min_value=Decimal("0.000001"),
+        allow_null=True,
+        required=False,
+        help_text="Of a UTC month, by the models' prices.",
+    )
+
+
+class ModelQuotaSerializer(serializers.ModelSerializer):
+    """Limits of a project's use of one model."""
+
+    cost_per_month = _cost_limit()
+
+    class Meta:
+        model = ModelQuota
+        fields = ["id", "model", *_LIMITS, "updated_at"]
+        read_only_fields = ["updated_at"]
+        extra_kwargs = _LIMIT_OPTIONS
+
+
+class QuotaWarningSerializer(serializers.ModelSerializer):
+    """A limit that was used up to a share; `used` and `allowed` in tokens, or money for `cost_per_month`."""
+
+    used = serializers.SerializerMethodField()
+    allowed = serializers.SerializerMethodField()
+
+    class Meta:
+        model = QuotaWarning
+        fields = ["subject", "limit", "period", "percent", "used", "allowed", "at"]
+
+    def get_used(self, row: QuotaWarning) -> str:
+        return row.shown(row.used)
+
+    def get_allowed(self, row: QuotaWarning) -> str:
+        return row.shown(row.allowed)
 
 
 class ProjectSerializer(serializers.ModelSerializer):
     """A project and its quota; a limit that is null does not limit."""
 
     key_count = serializers.IntegerField(read_only=True)
+    cost_per_month = _cost_limit()
+    model_quotas = ModelQuotaSerializer(many=True, read_only=True)
 
     class Meta:
         model = Project
-        fields = ["id", "name", "description", "active", *_LIMITS, "key_count", "created_at", "updated_at"]
+        fields = [
+            *("id", "name", "description", "active", "priority", *_LIMITS),
+            *("model_quotas", "key_count", "created_at", "updated_at"),
+        ]
         read_only_fields = ["created_at", "updated_at"]
-        extra_kwargs = _LIMIT_OPTIONS | {"name": {"validators": []}}  # taken names are the service's to refuse
+        extra_kwargs = _LIMIT_OPTIONS | {
+            "name": {"validators": []},  # taken names are the service's to refuse
+            "priority": {"min_value": 1, "max_value": HIGHEST_PRIORITY},
+        }
 
     def create(self, validated_data: dict[str, Any]) -> Project:
         return services.create_project(**validated_data)
@@ -58,6 +122,19 @@ class KeySerializer(serializers.ModelSerializer):
         required=False,
         help_text="Public model names it may use; null: all.",
     )
+    allowed_endpoints = serializers.ListField(
+        child=serializers.ChoiceField(choices=ENDPOINT_GROUPS),
+        allow_null=True,
+        required=False,
+        help_text="Groups of endpoints it may use; null: all.",
+    )
+    allowed_networks = serializers.ListField(
+        child=serializers.CharField(max_length=60),
+        allow_null=True,
+        required=False,
+        help_text="CIDRs its clients come from; null: any.",
+    )
+    cost_per_month = _cost_limit()
 
     class Meta:
         model = ApiKey
@@ -67,15 +144,22 @@ class KeySerializer(serializers.ModelSerializer):
             "name",
             "project",
             "project_name",
+            "service",
             "allowed_models",
+            "allowed_endpoints",
+            "allowed_networks",
             *_LIMITS,
             "expires_at",
+            "rotated_at",
+            "previous_until",
             "revoked_at",
             "created_at",
             "created_by",
             "last_used_at",
         ]
-        read_only_fields = ["id", "revoked_at", "created_at", "created_by", "last_used_at"]
+        read_only_fields = [
+            *("id", "rotated_at", "previous_until", "revoked_at", "created_at", "created_by", "last_used_at"),
+        ]
         extra_kwargs = _LIMIT_OPTIONS
 
     def get_fields(self) -> dict[str, Any]:
@@ -106,6 +190,17 @@ class NewKeySerializer(KeySerializer):
 
     class Meta(KeySerializer.Meta):
         fields = [*KeySerializer.Meta.fields, "key", "base_url", "curl", "python", "javascript", "langchain", "env"]
+
+
+class RotationSerializer(serializers.Serializer):
+    """How long both secrets are good."""
+
+    overlap_s = serializers.IntegerField(
+        default=3600,
+        min_value=0,
+        max_value=int(LONGEST_OVERLAP.total_seconds()),
+        help_text="Seconds for which the secret before stays good; 0: it ends at once.",
+    )
 
 
 class UsageQuerySerializer(serializers.Serializer):
@@ -148,6 +243,7 @@ class UsageTotalSerializer(serializers.Serializer):
     key_id = serializers.CharField(allow_null=True)
     key = serializers.CharField(allow_null=True)
     model = serializers.CharField(allow_null=True)
+    status = serializers.IntegerField(allow_null=True)
     requests = serializers.IntegerField()
     errors = serializers.IntegerField(help_text="Requests that ended with status 400 or more.")
     prompt_tokens = serializers.IntegerField()
@@ -156,3 +252,8 @@ class UsageTotalSerializer(serializers.Serializer):
     total_tokens = serializers.IntegerField()
     duration_ms = serializers.IntegerField(help_text="Summed over the requests.")
     ttft_ms = serializers.IntegerField(help_text="Time to first token, summed over the requests that had one.")
+    cost = MoneyField(help_text="By the models' prices at the time.")
+    duration_p50_ms = serializers.IntegerField(allow_null=True, help_text="Half of the requests took at most that.")
+    duration_p95_ms = serializers.IntegerField(allow_null=True)
+    ttft_p50_ms = serializers.IntegerField(allow_null=True, help_text="Time to first token.")
+    ttft_p95_ms = serializers.IntegerField(allow_null=True)

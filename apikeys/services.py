@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -15,53 +15,67 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 
-from apikeys import usage
-from apikeys.errors import (
-    InvalidExpiry,
-    InvalidLimits,
-    InvalidModels,
-    InvalidName,
-    KeyRevoked,
-    NameTaken,
-    ProjectInUse,
-    ProjectOff,
+from apikeys.checks import (
+    LIMIT_FIELDS,
+    checked_endpoints,
+    checked_expiry,
+    checked_limits,
+    checked_model,
+    checked_models,
+    checked_name,
+    checked_networks,
+    checked_overlap,
+    checked_priority,
+    checked_service,
 )
-from apikeys.models import ApiKey, Membership, Project, ProjectRole, UsageHour
+from apikeys.errors import KeyRevoked, NameTaken, ProjectGone, ProjectInUse, ProjectOff
+from apikeys.feed import feed_keys, feed_projects
+from apikeys.models import ApiKey, Membership, ModelQuota, Project, ProjectRole, UsageHour
 from apikeys.signals import keys_changed
-from wire.feed import FeedKey, FeedProject, Limits, Used
+
+__all__ = ["LIMIT_FIELDS", "feed_keys", "feed_projects"]
 
 log = structlog.get_logger(__name__)
 
-LIMIT_FIELDS = (
-    "requests_per_minute",
-    "tokens_per_minute",
-    "parallel_requests",
-    "tokens_per_day",
-    "tokens_per_month",
-)
-_SMALL_LIMITS = ("requests_per_minute", "parallel_requests")  # 32-bit columns
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _SECRET_ALPHABET = string.ascii_letters + string.digits
 _ID_LENGTH, _SECRET_LENGTH = 8, 43
+_KEY_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "name": checked_name,
+    "allowed_models": checked_models,
+    "allowed_endpoints": checked_endpoints,
+    "allowed_networks": checked_networks,
+    "service": checked_service,
+}
 
 
 # ------------------------------------------------------------------------------------------------ projects
 
 
-def create_project(name: str, *, description: str = "", active: bool = True, **limits: int | None) -> Project:
+def create_project(
+    name: str, *, description: str = "", active: bool = True, priority: int = 1, **limits: int | None
+) -> Project:
     """Raises InvalidName, NameTaken, InvalidLimits."""
-    project = Project(name=_checked_name(name), description=description, active=active, **_checked_limits(limits))
+    project = Project(
+        name=checked_name(name),
+        description=description,
+        active=active,
+        priority=checked_priority(priority),
+        **checked_limits(limits),
+    )
     _save_project(project, None)
     log.info("project.created", project=str(project.pk), name=project.name)
     return project
 
 
 def update_project(project: Project, **changes: Any) -> Project:
-    """Change `name`, `description`, `active` and limits. Raises InvalidName, NameTaken, InvalidLimits."""
+    """Change `name`, `description`, `active`, `priority` and limits. Raises InvalidName, NameTaken, InvalidLimits."""
     limits = {field: changes.pop(field) for field in LIMIT_FIELDS if field in changes}
-    values: dict[str, Any] = _checked_limits(limits)
+    values: dict[str, Any] = checked_limits(limits)
     if "name" in changes:
-        values["name"] = _checked_name(changes.pop("name"))
+        values["name"] = checked_name(changes.pop("name"))
+    if "priority" in changes:
+        values["priority"] = checked_priority(changes.pop("priority"))
     values |= {field: changes.pop(field) for field in ("description", "active") if field in changes}
     if changes:
         raise TypeError(f"not a field of a project: {', '.join(changes)}")
@@ -81,6 +95,29 @@ def delete_project(project: Project) -> None:
         project.delete()
         _hint_after_commit()
     log.info("project.deleted", project=project_id)
+
+
+def set_model_quota(project: Project, model: str, **limits: int | None) -> ModelQuota:
+    """Limit a project's use of one model, in place of the limits it had. Raises InvalidModels, InvalidLimits."""
+    values = {**dict.fromkeys(LIMIT_FIELDS), **checked_limits(limits)}
+    name = checked_model(model)
+    try:
+        with transaction.atomic():
+            quota, _ = ModelQuota.objects.update_or_create(project=project, model=name, defaults=values)
+            _hint_after_commit()
+    except IntegrityError as error:
+        raise ProjectGone(f"Project {project.name!r} is gone.") from error
+    log.info("project.model_quota_set", project=str(project.pk), model=name)
+    return quota
+
+
+def remove_model_quota(quota: ModelQuota) -> None:
+    """The model is limited for the project by its own limits only, from now on."""
+    project_id, model = str(quota.project_id), quota.model
+    with transaction.atomic():
+        quota.delete()
+        _hint_after_commit()
+    log.info("project.model_quota_removed", project=project_id, model=model)
 
 
 def set_member(project: Project, user: AbstractBaseUser, role: str = ProjectRole.MEMBER) -> Membership:
@@ -106,6 +143,9 @@ def create_key(
     project: Project,
     name: str,
     allowed_models: Sequence[str] | None = None,
+    allowed_endpoints: Sequence[str] | None = None,
+    allowed_networks: Sequence[str] | None = None,
+    service: str = "",
     expires_at: dt.datetime | None = None,
     actor: str = "",
     now: dt.datetime,
@@ -113,44 +153,52 @@ def create_key(
 ) -> tuple[ApiKey, str]:
     """A new key and its whole text, which exists nowhere else from then on.
 
-    Raises InvalidName, InvalidModels, InvalidExpiry, InvalidLimits, ProjectOff.
+    `service` names the program that a key belongs to which is no person's. Raises InvalidName, InvalidModels,
+    InvalidEndpoints, InvalidNetworks, InvalidExpiry, InvalidLimits, ProjectOff, ProjectGone.
     """
     if not project.active:
         raise ProjectOff(f"Project {project.name!r} is switched off.")
     key = ApiKey(
         project=project,
-        name=_checked_name(name),
-        allowed_models=_checked_models(allowed_models),
-        expires_at=_checked_expiry(expires_at, now),
+        name=checked_name(name),
+        allowed_models=checked_models(allowed_models),
+        allowed_endpoints=checked_endpoints(allowed_endpoints),
+        allowed_networks=checked_networks(allowed_networks),
+        service=checked_service(service),
+        expires_at=checked_expiry(expires_at, now),
         created_by=actor[:150],
-        **_checked_limits(limits),
+        **checked_limits(limits),
     )
-    with transaction.atomic():
-        key.id = _unused_id()
-        text = f"sk-stk-{key.id}-{_random(_SECRET_ALPHABET, _SECRET_LENGTH)}"
-        key.secret_hash = hash_key(text)
-        key.save(force_insert=True)
-        _hint_after_commit()
+    key.id = _unused_id()
+    text = _new_text(key)
+    key.secret_hash = hash_key(text)
+    try:
+        with transaction.atomic():
+            key.save(force_insert=True)
+            _hint_after_commit()
+    except IntegrityError as error:
+        if not Project.objects.filter(pk=project.pk).exists():
+            raise ProjectGone(f"Project {project.name!r} is gone.") from error
+        raise
     log.info("key.created", key=key.id, project=str(project.pk), actor=actor)
     return key, text
 
 
 def update_key(key: ApiKey, *, now: dt.datetime, **changes: Any) -> ApiKey:
-    """Change `name`, `allowed_models`, `expires_at` and limits of a key.
+    """Change `name`, `allowed_models`, `allowed_endpoints`, `allowed_networks`, `service`, `expires_at` and limits.
 
-    Raises KeyRevoked, InvalidName, InvalidModels, InvalidExpiry, InvalidLimits.
+    Raises KeyRevoked, InvalidName, InvalidModels, InvalidEndpoints, InvalidNetworks, InvalidExpiry, InvalidLimits.
     """
     if key.revoked_at is not None:
         raise KeyRevoked(f"Key {key.prefix} is revoked.")
     limits = {field: changes.pop(field) for field in LIMIT_FIELDS if field in changes}
-    values: dict[str, Any] = _checked_limits(limits)
-    if "name" in changes:
-        values["name"] = _checked_name(changes.pop("name"))
-    if "allowed_models" in changes:
-        values["allowed_models"] = _checked_models(changes.pop("allowed_models"))
+    values: dict[str, Any] = checked_limits(limits)
+    for field, checked in _KEY_CHECKS.items():
+        if field in changes:
+            values[field] = checked(changes.pop(field))
     if "expires_at" in changes:
         expires_at = changes.pop("expires_at")
-        values["expires_at"] = expires_at if expires_at == key.expires_at else _checked_expiry(expires_at, now)
+        values["expires_at"] = expires_at if expires_at == key.expires_at else checked_expiry(expires_at, now)
     if changes:
         raise TypeError(f"not a field of a key: {', '.join(changes)}")
     for field, value in values.items():
@@ -162,14 +210,35 @@ def update_key(key: ApiKey, *, now: dt.datetime, **changes: Any) -> ApiKey:
     return key
 
 
+def rotate_key(key: ApiKey, *, overlap: dt.timedelta, now: dt.datetime, actor: str = "") -> str:
+    """A new secret for a key that keeps its id, limits and usage. Returns the whole new key, kept nowhere.
+
+    The secret before stays good for `overlap`; one from an earlier rotation ends at once. Raises KeyRevoked,
+    InvalidExpiry.
+    """
+    until = now + checked_overlap(overlap)
+    with transaction.atomic():
+        held = ApiKey.objects.select_for_update(of=("self",)).get(pk=key.pk)  # two at once: one after the other
+        if held.revoked_at is not None:
+            raise KeyRevoked(f"Key {held.prefix} is revoked.")
+        text = _new_text(held)
+        keeps = overlap > dt.timedelta()
+        key.previous_hash, key.previous_until = (held.secret_hash, until) if keeps else ("", None)
+        key.secret_hash, key.rotated_at = hash_key(text), now
+        key.save(update_fields=["secret_hash", "previous_hash", "previous_until", "rotated_at", "updated_at"])
+        _hint_after_commit()
+    log.info("key.rotated", key=key.id, overlap_s=overlap.total_seconds(), actor=actor)
+    return text
+
+
 def revoke_key(key: ApiKey, now: dt.datetime, *, actor: str = "") -> ApiKey:
     """Refuse a key from now on, for good. A second call changes nothing."""
     key.refresh_from_db()
     if key.revoked_at is not None:
         return key
-    key.revoked_at = now
+    key.revoked_at, key.previous_hash, key.previous_until = now, "", None
     with transaction.atomic():
-        key.save(update_fields=["revoked_at", "updated_at"])
+        key.save(update_fields=["revoked_at", "previous_hash", "previous_until", "updated_at"])
         _hint_after_commit()
     log.info("key.revoked", key=key.id, actor=actor)
     return key
@@ -180,92 +249,7 @@ def hash_key(text: str) -> str:
     return hmac.new(bytes.fromhex(settings.KEY_PEPPER), text.encode(), hashlib.sha256).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------ feed of gateways
-
-
-def feed_projects(now: dt.datetime) -> tuple[FeedProject, ...]:
-    """Every project as gateways need it, with what its keys used this UTC day and month."""
-    used = usage.tokens_since(now).projects
-    return tuple(
-        FeedProject(
-            id=str(project.pk),
-            name=project.name,
-            active=project.active,
-            limits=_wire_limits(project),
-            used=_wire_used(used.get(project.pk, usage.NOTHING)),
-        )
-        for project in Project.objects.order_by("pk")
-    )
-
-
-def feed_keys(now: dt.datetime) -> tuple[FeedKey, ...]:
-    """Every key as gateways need it; revoked ones too, so that a refusal can say why."""
-    used = usage.tokens_since(now).keys
-    return tuple(
-        FeedKey(
-            id=key.id,
-            secret_hash=key.secret_hash,
-            project_id=str(key.project_id),
-            name=key.name,
-            active=key.revoked_at is None,
-            expires_at=key.expires_at.timestamp() if key.expires_at else None,
-            models=tuple(key.allowed_models) if key.allowed_models else None,
-            limits=_wire_limits(key),
-            used=_wire_used(used.get(key.id, usage.NOTHING)),
-        )
-        for key in ApiKey.objects.order_by("pk")
-    )
-
-
-# ------------------------------------------------------------------------------------------------ checks
-
-
-def _wire_used(tokens: usage.Tokens) -> Used:
-    return Used(tokens_today=tokens.today, tokens_this_month=tokens.month)
-
-
-def _wire_limits(row: Project | ApiKey) -> Limits:
-    return Limits(**{field: getattr(row, field) for field in LIMIT_FIELDS})
-
-
-def _checked_name(name: str) -> str:
-    name = name.strip()
-    if not 1 <= len(name) <= 80 or not name.isprintable():
-        raise InvalidName("The name must have 1 to 80 printable characters.")
-    return name
-
-
-def _checked_limits(limits: dict[str, Any]) -> dict[str, int | None]:
-    for field, value in limits.items():
-        if field not in LIMIT_FIELDS:
-            raise TypeError(f"not a limit: {field}")
-        if value is None:
-            continue
-        largest = 2**31 - 1 if field in _SMALL_LIMITS else 2**63 - 1
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-            raise InvalidLimits(f"{field} must be a whole number from 1 to {largest}, or empty.")
-    return limits
-
-
-def _checked_models(models: Sequence[str] | None) -> list[str] | None:
-    if not models:
-        return None
-    if isinstance(models, str) or not all(isinstance(name, str) for name in models):
-        raise InvalidModels("The allowed models must be a list of names.")
-    names = list(dict.fromkeys(name.strip() for name in models))
-    if not all(1 <= len(name) <= 120 for name in names) or len(names) > 1000:
-        raise InvalidModels("The allowed models hold an empty or too long name.")
-    return names
-
-
-def _checked_expiry(expires_at: dt.datetime | None, now: dt.datetime) -> dt.datetime | None:
-    if expires_at is None:
-        return None
-    if expires_at.tzinfo is None:
-        raise InvalidExpiry("The expiry needs a time zone.")
-    if expires_at <= now:
-        raise InvalidExpiry(f"The expiry {expires_at.isoformat()} has passed already.")
-    return expires_at
+# ------------------------------------------------------------------------------------------------ parts
 
 
 def _save_project(project: Project, fields: list[str] | None) -> None:
@@ -284,6 +268,10 @@ def _unused_id() -> str:
         key_id = _random(_ID_ALPHABET, _ID_LENGTH)
         if not ApiKey.objects.filter(pk=key_id).exists():
             return key_id
+
+
+def _new_text(key: ApiKey) -> str:
+    return f"sk-stk-{key.id}-{_random(_SECRET_ALPHABET, _SECRET_LENGTH)}"
 
 
 def _random(alphabet: str, length: int) -> str:

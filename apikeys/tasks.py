@@ -9,7 +9,7 @@ from celery import shared_task
 from celery.schedules import crontab
 from django.utils import timezone
 
-from apikeys import usage
+from apikeys import usage, warnings
 
 log = structlog.get_logger(__name__)
 KEEP_BATCHES = dt.timedelta(days=30)
@@ -21,5 +21,13 @@ def delete_old_batches() -> None:
     log.info("usage.batches_deleted", count=deleted)
 
 
-BEAT = {"usage-delete-old-batches": {"task": "apikeys.delete_old_batches", "schedule": crontab(hour=3, minute=20)}}
+@shared_task(name="apikeys.warn_of_quotas", ignore_result=True)
+def warn_of_quotas() -> None:
+    warnings.warn(timezone.now())
+
+
+BEAT = {
+    "usage-delete-old-batches": {"task": "apikeys.delete_old_batches", "schedule": crontab(hour=3, minute=20)},
+    "quota-warnings": {"task": "apikeys.warn_of_quotas", "schedule": 20.0},
+}
 """Entries for CELERY_BEAT_SCHEDULE."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from apikeys.money import from_nano
 from apikeys.usage import UsageTotal
 from templates.words import UNKNOWN
 
@@ -18,6 +19,7 @@ MEASURES: dict[str, tuple[str, Callable[[UsageTotal], float]]] = {
     "requests": ("Requests", lambda row: row.requests),
     "tokens": ("Tokens", lambda row: row.total_tokens),
     "errors": ("Failed requests", lambda row: row.errors),
+    "cost": ("Cost", lambda row: float(from_nano(row.cost))),
 }
 """Sums: (title, value of a row)."""
 

@@ -32,8 +32,8 @@ class Asked:
     rows_of: dict[str, Any]
     """What narrows the sums: project, key, model; and the projects whose usage this person may see."""
 
-    def totals(self, *by: str) -> list[usage.UsageTotal]:
-        return usage.totals(by=by, since=self.since, **self.rows_of)
+    def totals(self, *by: str, latencies: bool = False) -> list[usage.UsageTotal]:
+        return usage.totals(by=by, since=self.since, latencies=latencies, **self.rows_of)
 
 
 def asked_of(user: Any, query: QueryDict, now: dt.datetime) -> Asked:
@@ -58,8 +58,8 @@ def asked_of(user: Any, query: QueryDict, now: dt.datetime) -> Asked:
 
 
 def page_context(asked: Asked, query: QueryDict) -> dict[str, Any]:
-    """What `stokehold/usage.html` shows. Three queries for sums, whatever is asked."""
-    rows = asked.totals(asked.by)
+    """What `stokehold/usage.html` shows. Four queries for sums, whatever is asked."""
+    rows = asked.totals(asked.by, latencies=True)
     drawn: Charts = charts(
         asked.totals(*filter(None, (asked.step, asked.split))),
         step=asked.step,

@@ -84,7 +84,7 @@ def test_a_row_that_no_database_could_keep_holds_up_nothing(fields):
     assert usage.record_batch(batch, NOW) is True
     assert usage.record_batch(batch, NOW) is False
     assert UsageHour.objects.get(model="chat", status=200, hour=HOUR).requests in (1, 2)
-    assert usage.tokens_since(NOW).keys[key.pk].today >= 15
+    assert usage.used_since(NOW).keys[key.pk].today >= 15
 
 
 @pytest.mark.parametrize("text", ["\n=1+1", "  =1+1", "\uff1d1+1", "\t=1", "\r=1"])

@@ -213,7 +213,8 @@ def test_the_feed_costs_a_constant_number_of_queries(django_assert_num_queries):
         make_key()
     with django_assert_num_queries(2):
         services.feed_keys(NOW)
-    with django_assert_num_queries(2):
+    services.set_model_quota(make_project(), "chat", tokens_per_day=1)
+    with django_assert_num_queries(3):
         services.feed_projects(NOW)
 
 

@@ -135,9 +135,9 @@ def test_the_day_and_month_of_a_quota_are_utc_ones(django_assert_num_queries):
     usage.record_batch(make_batch(make_row(other, at=HOUR.replace(day=1, hour=0) - dt.timedelta(hours=1))), NOW)
     elsewhere = NOW.astimezone(dt.timezone(dt.timedelta(hours=-13)))  # still the day before there
     with django_assert_num_queries(1):
-        used = usage.tokens_since(elsewhere)
-    assert used.keys == {key.pk: usage.Tokens(today=30, month=45)}
-    assert used.projects == {key.project_id: usage.Tokens(today=30, month=45)}
+        used = usage.used_since(elsewhere)
+    assert used.keys == {key.pk: usage.UsedUp(today=30, month=45)}
+    assert used.projects == {key.project_id: usage.UsedUp(today=30, month=45)}
 
 
 def test_usage_is_summed_by_what_is_asked_in_one_query(django_assert_num_queries):
@@ -196,4 +196,7 @@ def test_ids_of_old_batches_are_forgotten_their_sums_stay(monkeypatch):
     tasks.delete_old_batches()
     assert list(UsageBatch.objects.values_list("pk", flat=True)) == ["new"]
     assert UsageHour.objects.get().requests == 2
-    assert {entry["task"] for entry in tasks.BEAT.values()} == {tasks.delete_old_batches.name}
+    assert {entry["task"] for entry in tasks.BEAT.values()} == {
+        tasks.delete_old_batches.name,
+        tasks.warn_of_quotas.name,
+    }
