@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db.models import Count, Max
 from django.utils import timezone
 
-from apikeys.models import ApiKey, Project, UsageBatch
+from apikeys.models import ApiKey, ModelQuota, Project, UsageBatch
 from apikeys.services import feed_keys, feed_projects
 from deployments.services import feed_routes
 from fleet.models import Gateway
@@ -116,8 +116,9 @@ def _change_mark(now: dt.datetime) -> tuple[Any, ...]:
     """Differs when keys, projects or usage changed, or the UTC day did. Taken before the rows are read."""
     keys = ApiKey.objects.aggregate(Count("pk"), Max("updated_at"), Max("revoked_at"))
     projects = Project.objects.aggregate(Count("pk"), Max("updated_at"))
+    quotas = ModelQuota.objects.aggregate(Count("pk"), Max("updated_at"))
     usage = UsageBatch.objects.aggregate(Max("received_at"))
-    return (now.astimezone(dt.UTC).date(), *keys.values(), *projects.values(), *usage.values())
+    return (now.astimezone(dt.UTC).date(), *keys.values(), *projects.values(), *quotas.values(), *usage.values())
 
 
 def _by_id(items: Iterable[Any]) -> dict[str, Any]:

@@ -5,11 +5,13 @@ No Django here: the launcher reads it before settings exist.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,12 @@ from typing import Any
 from fleet.files import write_private
 
 SOURCE_DIR = Path(__file__).resolve().parent.parent
+_SECRETS: dict[str, Callable[[], str]] = {
+    "secret_key": lambda: secrets.token_urlsafe(50),
+    "key_pepper": lambda: secrets.token_hex(32),
+    "jwt_key": lambda: secrets.token_urlsafe(50),
+    "field_key": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),  # Fernet's form
+}
 _MAX_SOCKET_PATH = 90  # sun_path holds 108 bytes; the longest name below `run` is 12
 
 
@@ -83,14 +91,11 @@ class Home:
     def secrets(self) -> dict[str, str]:
         """This installation's secrets; made at first use."""
         path = self.path / "secrets.json"
-        if not path.exists():
-            made = {
-                "secret_key": secrets.token_urlsafe(50),
-                "key_pepper": secrets.token_hex(32),
-                "jwt_key": secrets.token_urlsafe(50),
-            }
-            write_private(path, json.dumps(made, indent=1))
-        loaded: dict[str, str] = json.loads(path.read_text())
+        loaded: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        missing = {name: make() for name, make in _SECRETS.items() if name not in loaded}
+        if missing:  # at first use, and what a later release has more
+            loaded = {**loaded, **missing}
+            write_private(path, json.dumps(loaded, indent=1))
         return loaded
 
     def options(self) -> dict[str, Any]:

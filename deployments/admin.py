@@ -18,11 +18,14 @@ from deployments import services
 from deployments.errors import VersionConflict
 from deployments.forms import DeployForm, UpdateForm, initial_of
 from deployments.models import Deployment, Event, Instance, Phase
+from deployments.routing import admin as routing_admin
 from fleet.errors import FleetError
 from fleet.orders import tail_logs_sync
 from templates.base import PageAdmin, told, words_of
 from templates.cells import cell
 from wire.errors import Problem
+
+__all__ = ["routing_admin"]  # its pages register themselves
 
 LOG_LINES = 300
 CONFLICT = "Somebody changed {name} since you opened the page. Nothing was done; look at what it is now and try again."

@@ -22,6 +22,7 @@ from rest_framework.views import APIView
 from deployments import engines, logs, services
 from deployments.errors import DeploymentError, InvalidSpec
 from deployments.models import Deployment, Event, Instance, Phase, Revision
+from deployments.routing import api as routing_api
 from deployments.serializers import (
     DeploymentChangeSerializer,
     DeploymentCreateSerializer,
@@ -304,6 +305,7 @@ def register(router: BaseRouter) -> None:
     router.register("revisions", RevisionViewSet)
     router.register("instances", InstanceViewSet)
     router.register("events", EventViewSet)
+    routing_api.register(router)
 
 
 urlpatterns = [path("engines/", EnginesView.as_view(), name="engines")]

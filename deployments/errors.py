@@ -26,7 +26,7 @@ class InvalidSpec(DeploymentError):
 class NameInUse(DeploymentError):
     code = "name_in_use"
     status = 409
-    remedy = "Choose another name, or update the deployment that has it."
+    remedy = "Choose another name, or change what has it: deployments and routes share their names."
 
 
 class ModelNotReady(DeploymentError):
@@ -53,3 +53,36 @@ class UnknownRevision(DeploymentError):
     code = "unknown_revision"
     status = 404
     remedy = "GET /api/v1/revisions/?deployment=ID lists the revisions there are."
+
+
+class DeploymentInUse(DeploymentError):
+    code = "deployment_in_use"
+    status = 409
+    remedy = "Take it out of these routes first: GET /api/v1/routes/ shows them."
+
+
+class InvalidRoute(DeploymentError):
+    code = "invalid_route"
+    remedy = "Correct what the message names; docs/routing.md says what a route may have."
+
+
+class RouteInUse(DeploymentError):
+    code = "route_in_use"
+    status = 409
+    remedy = "Take it out of these routes first."
+
+
+class InvalidProvider(DeploymentError):
+    code = "invalid_provider"
+    remedy = "Give an address like https://api.example.com/v1 (http only on this machine), and the key it issued."
+
+
+class ProviderInUse(DeploymentError):
+    code = "provider_in_use"
+    status = 409
+    remedy = "Take it out of these routes first."
+
+
+class InvalidPrice(DeploymentError):
+    code = "invalid_price"
+    remedy = "Give prices per million tokens, from 0 on, for a public model name."

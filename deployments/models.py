@@ -161,3 +161,96 @@ class Leader(models.Model):
 
     def __str__(self) -> str:
         return self.holder
+
+
+# ------------------------------------------------------------------------------------------------ routing
+
+
+class Provider(models.Model):
+    """An OpenAI-compatible service outside, that routes may use."""
+
+    name = models.SlugField(max_length=60, unique=True)
+    base_url = models.CharField(max_length=300)  # before `/chat/completions`, e.g. https://api.example.com/v1
+    sealed_key = models.TextField(blank=True, editable=False)  # `fleet.sealed`
+    endpoints = models.JSONField(default=list)  # of wire.feed.ENDPOINT_GROUPS
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Route(models.Model):
+    """A public model name whose requests go to others: shares by weight, then fallbacks."""
+
+    name = models.CharField(max_length=120, unique=True, validators=[PUBLIC_NAME])
+    description = models.TextField(blank=True)
+    listed = models.BooleanField(default=True, help_text="Off: clients cannot ask for it; other routes use it.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class TargetKind(models.TextChoices):
+    SHARE = "share", "share"  # of the requests, by weight
+    FALLBACK = "fallback", "fallback"  # when no share can take a request
+
+
+class RouteTarget(models.Model):
+    """Where requests of a route go: exactly one of a deployment, another route, or a provider's model."""
+
+    route = models.ForeignKey(Route, on_delete=models.CASCADE, related_name="targets")
+    kind = models.CharField(max_length=8, choices=TargetKind, default=TargetKind.SHARE)
+    position = models.PositiveIntegerField(default=0)
+    weight = models.PositiveIntegerField(default=1, validators=[MaxValueValidator(10_000)])
+    deployment = models.ForeignKey(Deployment, null=True, on_delete=models.CASCADE, related_name="routed_by")
+    to = models.ForeignKey(Route, null=True, on_delete=models.PROTECT, related_name="routed_by")
+    provider = models.ForeignKey(Provider, null=True, on_delete=models.PROTECT, related_name="routed_by")
+    provider_model = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["route", "position"]
+        constraints = [
+            models.CheckConstraint(
+                name="one_target",
+                condition=Q(deployment__isnull=False, to__isnull=True, provider__isnull=True)
+                | Q(deployment__isnull=True, to__isnull=False, provider__isnull=True)
+                | Q(deployment__isnull=True, to__isnull=True, provider__isnull=False),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.target
+
+    @property
+    def target(self) -> str:
+        """`deployment chat`, `route canary`, `provider openai: gpt-x`."""
+        if self.deployment is not None:
+            return f"deployment {self.deployment.name}"
+        if self.to is not None:
+            return f"route {self.to.name}"
+        return f"provider {self.provider.name}: {self.provider_model}" if self.provider is not None else ""
+
+
+class ModelPrice(models.Model):
+    """What tokens of a public name cost: nano-units of the currency per 1,000 tokens."""
+
+    name = models.CharField(max_length=120, unique=True)
+    prompt = models.PositiveBigIntegerField(default=0)
+    cached = models.PositiveBigIntegerField(default=0)  # of prompt tokens found in the engine's cache
+    completion = models.PositiveBigIntegerField(default=0)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name

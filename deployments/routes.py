@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from deployments import engines
 from deployments.models import Deployment, Instance, Phase
+from deployments.routing.feed import prices, public_routes
 from deployments.specs import model_facts
 from deployments.status import statuses
 from fleet.models import ServerState
-from wire.feed import FeedRoute, Target
+from wire.feed import FeedRoute, Price, Target
 from wire.messages import InstanceState
 
 
 def feed_routes() -> tuple[FeedRoute, ...]:
-    """One route a deployment that is not deleted, sorted by name. At most four queries, however many there are.
+    """One route a deployment that is not deleted, and those of `deployments.routing`, sorted by name.
+
+    At most seven queries, however many there are.
 
     A target is an instance that should run, is ready, and whose server is not revoked. One on a lost server is kept
     only while nothing else serves: its engine may well be alive behind a cut link.
@@ -28,10 +32,15 @@ def feed_routes() -> tuple[FeedRoute, ...]:
     targets = _targets()
     waiting = [row for row in deployments if not targets.get(row.pk)]
     reasons = {pk: f"{found.state}: {found.reason}".rstrip(": ") for pk, found in statuses(waiting).items()}
-    return tuple(_route(row, tuple(targets.get(row.pk, ())), reasons.get(row.pk, "")) for row in deployments)
+    priced = prices()
+    own = {
+        row.name: _route(row, tuple(targets.get(row.pk, ())), reasons.get(row.pk, ""), priced.get(row.name))
+        for row in deployments
+    }
+    return tuple(sorted([*own.values(), *public_routes(own, priced)], key=lambda route: route.id))
 
 
-def _route(deployment: Deployment, targets: tuple[Target, ...], reason: str) -> FeedRoute:
+def _route(deployment: Deployment, targets: tuple[Target, ...], reason: str, price: Price | None) -> FeedRoute:
     context_tokens: int | None = None
     endpoints: tuple[str, ...] = ("chat", "completions", "tokenize")
     if deployment.revision is not None and deployment.revision.engine in engines.names():
@@ -46,6 +55,7 @@ def _route(deployment: Deployment, targets: tuple[Target, ...], reason: str) -> 
         max_context_tokens=context_tokens,
         reason=reason if not targets else "",
         endpoints=endpoints,
+        price=price,
     )
 
 
@@ -60,7 +70,9 @@ def _targets() -> dict[int, list[Target]]:
             deployment__deleted_at__isnull=True,
         )
         .order_by("id")
-        .values_list("deployment_id", "deployment__name", "id", "server_id", "port")
+        .values_list(
+            "deployment_id", "deployment__name", "id", "server_id", "port", "revision__engine", "revision__parameters"
+        )
     )
     states = (
         {
@@ -74,12 +86,12 @@ def _targets() -> dict[int, list[Target]]:
     )
     sound: dict[int, list[Target]] = defaultdict(list)
     doubtful: dict[int, list[Target]] = defaultdict(list)
-    for deployment_id, name, instance_id, server_id, port in ready:
+    for deployment_id, name, instance_id, server_id, port, engine, parameters in ready:
         state = states.get(server_id)
         if state is None:
             continue
         chosen = doubtful if state.lost_at else sound
-        chosen[deployment_id].append(_target(state, name, instance_id, port))
+        chosen[deployment_id].append(_target(state, name, instance_id, port, _slots(engine, parameters)))
     return dict(_best(sound, doubtful))
 
 
@@ -88,7 +100,11 @@ def _best(sound: dict[int, list[Target]], doubtful: dict[int, list[Target]]) -> 
         yield deployment_id, sound.get(deployment_id) or doubtful[deployment_id]
 
 
-def _target(state: ServerState, engine_model: str, instance_id: str, port: int) -> Target:
+def _slots(engine: str, parameters: dict[str, Any]) -> int | None:
+    return engines.get(engine).slots(parameters) if engine in engines.names() else None
+
+
+def _target(state: ServerState, engine_model: str, instance_id: str, port: int, slots: int | None) -> Target:
     facts = state.facts or {}
     return Target(
         instance_id=instance_id,
@@ -98,4 +114,5 @@ def _target(state: ServerState, engine_model: str, instance_id: str, port: int) 
         relay_addresses=tuple(facts.get("addresses", ())),
         relay_port=facts.get("relay_port", 0),
         engine_model=engine_model,
+        slots=slots,
     )

@@ -9,12 +9,13 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.db.models import F, Max
 
-from deployments.errors import BeingDeleted, InvalidSpec, NameInUse, UnknownRevision, VersionConflict
+from deployments.errors import BeingDeleted, DeploymentInUse, InvalidSpec, NameInUse, UnknownRevision, VersionConflict
 from deployments.events import log_event
-from deployments.models import PUBLIC_NAME, Deployment, Revision
+from deployments.models import PUBLIC_NAME, Deployment, Revision, Route
 from deployments.observe import record_observed
 from deployments.preview import Preview, preview
 from deployments.routes import feed_routes
+from deployments.routing.services import routes_of_deployment
 from deployments.specs import MAX_REPLICAS, SpecFields, check_replicas, check_spec
 from deployments.status import DeploymentState, DeploymentStatus, status_of, statuses
 from fleet import hints
@@ -141,9 +142,14 @@ def rollback(
 
 
 def delete(deployment: Deployment, *, now: datetime, actor: str = "", if_version: int | None = None) -> None:
-    """Stop it and let it go: its name is free at once, its row ends when its last instance has."""
+    """Stop it and let it go: its name is free at once, its row ends when its last instance has.
+
+    Raises DeploymentInUse, VersionConflict, BeingDeleted.
+    """
     with transaction.atomic():
         current = _current(deployment.pk, if_version)
+        if routes := routes_of_deployment(current):
+            raise DeploymentInUse(f"{current.name} is a target of the routes {', '.join(routes)}")
         _bump(current, {"deleted_at": now, "running": False}, now)
         log_event(
             "deployment.deleted", f"{current.name} is being deleted{_by(actor)}.", deployment_id=current.pk, now=now
@@ -225,6 +231,8 @@ def _check_name(name: str) -> None:
         raise InvalidSpec({"name": str(PUBLIC_NAME.message)})
     if _holder_of(name) is not None:
         raise NameInUse(f"there is a deployment {name!r} already")
+    if Route.objects.filter(name=name).exists():
+        raise NameInUse(f"there is a route {name!r} already")
 
 
 def _holder_of(name: str) -> Deployment | None:

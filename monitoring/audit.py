@@ -5,8 +5,8 @@ from __future__ import annotations
 from auditlog.registry import auditlog
 from django.contrib.auth.models import Group, User
 
-from apikeys.models import ApiKey, Membership, Project
-from deployments.models import Deployment, Revision
+from apikeys.models import ApiKey, Membership, ModelQuota, Project
+from deployments.models import Deployment, ModelPrice, Provider, Revision, Route
 from fleet.models import Gateway, JoinToken, Server
 from models_registry.models import Model
 
@@ -23,6 +23,10 @@ def register_all() -> None:
     auditlog.register(Revision)
     auditlog.register(Project, exclude_fields=["updated_at"])
     auditlog.register(Membership)
-    auditlog.register(ApiKey, exclude_fields=["secret_hash", "updated_at", "last_used_at"])
+    auditlog.register(ApiKey, exclude_fields=["secret_hash", "previous_hash", "updated_at", "last_used_at"])
+    auditlog.register(ModelQuota, exclude_fields=["updated_at"])
+    auditlog.register(Provider, exclude_fields=["sealed_key", "updated_at"])
+    auditlog.register(Route, exclude_fields=["updated_at"])
+    auditlog.register(ModelPrice, exclude_fields=["updated_at"])
     auditlog.register(User, exclude_fields=["password", "last_login"], m2m_fields={"groups", "user_permissions"})
     auditlog.register(Group, m2m_fields={"permissions"})

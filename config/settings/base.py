@@ -10,6 +10,7 @@ import dj_database_url
 import structlog
 
 from config.home import SOURCE_DIR, Home
+from wire.feed import ENDPOINT_GROUPS
 from wire.versions import RELEASE
 
 HOME = Home.current()
@@ -19,6 +20,8 @@ BASE_DIR = SOURCE_DIR
 
 SECRET_KEY = os.environ.get("STOKEHOLD_SECRET_KEY") or SECRETS["secret_key"]
 KEY_PEPPER = os.environ.get("STOKEHOLD_KEY_PEPPER") or SECRETS["key_pepper"]
+# Keys that seal secrets in the database (`fleet.sealed`): the first seals, all open.
+FIELD_KEYS = (os.environ.get("STOKEHOLD_FIELD_KEYS") or SECRETS["field_key"]).replace(",", " ").split()
 DEBUG = False
 ALLOWED_HOSTS = ["*"]
 CA_DIR = HOME.ca
@@ -204,6 +207,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "NodeRoleEnum": "fleet.models.Role",
         "ModelVersionStateEnum": "models_registry.models.VersionState",
+        "EndpointGroupEnum": [(group, group) for group in ENDPOINT_GROUPS],
     },
 }
 AUDITLOG_INCLUDE_ALL_MODELS = False

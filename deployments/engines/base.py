@@ -270,6 +270,9 @@ class Adapter(Protocol):
     def endpoints(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Of `wire.feed.ENDPOINT_GROUPS`: what an engine started with these parameters answers."""
 
+    def slots(self, parameters: Mapping[str, Any]) -> int | None:
+        """Requests that one instance works on at once; None: not known, so gateways let none wait."""
+
 
 def gib(size_bytes: float) -> str:
     """`1.5 GiB`, or MiB below one: for sentences."""

@@ -222,6 +222,9 @@ class LlamaCpp:
             return ("rerank", "tokenize")
         return ("chat", "completions", "responses", "messages", "tokenize")
 
+    def slots(self, parameters: Mapping[str, Any]) -> int | None:
+        return int(self.schema.resolve(parameters)["parallel"])
+
     def estimate(self, model: ModelFacts, parameters: Mapping[str, Any], gpus: int = 0) -> Estimate:
         values = self.schema.resolve(parameters)
         share = _gpu_share(model, values, gpus)

@@ -96,6 +96,6 @@ def test_routes_cost_the_same_however_many(django_assert_num_queries) -> None:
     for number in range(3):
         make_instance(deployment=make_deployment(name=f"chat-{number}"), server=make_server(now=NOW), now=NOW)
         make_deployment(name=f"idle-{number}")
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(6):
         routes = services.feed_routes()
     assert [route.id for route in routes] == ["chat-0", "chat-1", "chat-2", "idle-0", "idle-1", "idle-2"]

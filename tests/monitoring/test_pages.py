@@ -72,6 +72,12 @@ def test_a_list_takes_as_many_queries_for_many_rows_as_for_few(page: Client, nam
         "fleet_server_add",
         "models_registry_modelversion_add",
         "deployments_deployment_add",
+        "deployments_route_changelist",
+        "deployments_route_add",
+        "deployments_provider_changelist",
+        "deployments_provider_add",
+        "deployments_modelprice_changelist",
+        "deployments_modelprice_add",
         "apikeys_apikey_add",
         "apikeys_project_add",
         "apikeys_usagehour_changelist",
@@ -97,7 +103,9 @@ def test_details_open(page: Client) -> None:
         url("deployments_deployment_edit", instance.deployment_id),
         url("models_registry_modelversion_change", instance.revision.model_version_id),
         url("apikeys_apikey_change", key.pk),
+        url("apikeys_apikey_rotate", key.pk),
         url("apikeys_project_change", key.project_id),
+        url("apikeys_project_add_quota", key.project_id),
     ]
     assert [page.get(address).status_code for address in pages] == [200] * len(pages)
 

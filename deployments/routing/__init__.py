@@ -1,0 +1,1 @@
+"""Public names that lead to others: weighted shares, fallbacks, aliases; providers outside; prices."""
