@@ -26,6 +26,31 @@ def event(data: dict[str, Any] | str, end: str = "\n\n") -> bytes:
     return f"data: {text}{end}".encode()
 
 
+def _must_call(body: dict[str, Any]) -> bool:
+    return bool(body.get("tools")) and body.get("tool_choice") == "required"
+
+
+def _call(body: dict[str, Any]) -> dict[str, Any]:
+    """A call of the first tool, every argument a text."""
+    function = body["tools"][0]["function"]
+    arguments = dict.fromkeys(function["parameters"]["properties"], "Paris")
+    made = {"name": function["name"], "arguments": json.dumps(arguments)}
+    return {"id": "call_1", "type": "function", "function": made}
+
+
+def _call_pieces(call: dict[str, Any]) -> list[dict[str, Any]]:
+    """As a stream tells it: the name first, then the arguments in pieces."""
+    function, text = call["function"], call["function"]["arguments"]
+    first = {"index": 0, **call, "function": {**function, "arguments": ""}}
+    return [first, *({"index": 0, "function": {"arguments": text[at : at + 5]}} for at in range(0, len(text), 5))]
+
+
+def _call_chunk(piece: dict[str, Any], model: str) -> dict[str, Any]:
+    made = chunk(None, model)
+    made["choices"][0]["delta"] = {"tool_calls": [piece]}
+    return made
+
+
 @dataclass
 class FakeEngine:
     """Change its attributes at any time; the next request does as they say."""
@@ -105,7 +130,11 @@ class FakeEngine:
             return web.json_response({"object": "list", "data": data, "model": self.model, "usage": usage})
         text = "".join(self.words)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-        if request.path.endswith("/chat/completions"):
+        if request.path.endswith("/chat/completions") and _must_call(body):
+            choice |= {"message": {"role": "assistant", "content": None, "tool_calls": [_call(body)]}}
+            choice["finish_reason"] = "tool_calls"
+            kind = "chat.completion"
+        elif request.path.endswith("/chat/completions"):
             choice["message"] = {"role": "assistant", "content": text}
             kind = "chat.completion"
         else:
@@ -141,8 +170,11 @@ class FakeEngine:
 
     def _events(self, body: dict[str, Any]) -> list[bytes]:
         chunks: list[dict[str, Any] | str] = [chunk(None, self.model, role=True)]
-        chunks += [chunk(word, self.model) for word in self.words]
-        chunks.append(chunk(None, self.model, finish="stop"))
+        if _must_call(body):
+            chunks += [_call_chunk(piece, self.model) for piece in _call_pieces(_call(body))]
+        else:
+            chunks += [chunk(word, self.model) for word in self.words]
+        chunks.append(chunk(None, self.model, finish="tool_calls" if _must_call(body) else "stop"))
         if (body.get("stream_options") or {}).get("include_usage"):
             chunks.append({**chunk(None, self.model), "choices": [], "usage": self.usage()})
         if not self.without_done:
