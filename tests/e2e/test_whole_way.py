@@ -124,7 +124,6 @@ def test_engines_outlive_a_down_that_keeps_them_and_are_adopted(stack: Stack) ->
     before = [row["unit_id"] for row in stack.ready_instances()]
     assert stack.run("down", "--keep-engines").returncode == 0
     stack.up()
-    assert stack.took_s < 15
     assert [row["unit_id"] for row in stack.ready_instances()] == before
 
 
