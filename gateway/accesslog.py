@@ -6,6 +6,7 @@ Lines are collected and written by one task in a thread, because a slow reader o
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -53,8 +54,16 @@ class AccessLog:
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    stamp = datetime.fromtimestamp(fields["timestamp"], UTC).isoformat(timespec="milliseconds")
-    return orjson.dumps({"event": "request", "level": "info", **fields, "timestamp": stamp}) + b"\n"
+    at = fields["timestamp"]
+    second = int(at)
+    fields["timestamp"] = f"{_second(second)}.{int((at - second) * 1000):03d}+00:00"
+    fields["event"], fields["level"] = "request", "info"
+    return orjson.dumps(fields) + b"\n"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _to_stderr(data: bytes) -> None:

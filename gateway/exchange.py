@@ -67,8 +67,8 @@ class Exchange:
         task = request.task
         request.on_gone = self._leave
         try:
-            self._authenticate()  # before a byte of the body is kept
-            call = self._admit(await self._read_body())
+            known = self._authenticate()  # before a byte of the body is kept
+            call = self._admit(await self._read_body(), *known)
             if self._subjects:
                 call = await self._reserve(call)
             await self._relay(call)
@@ -148,8 +148,9 @@ class Exchange:
         )
         return state, caller
 
-    def _admit(self, raw: bytes) -> Call:
-        state, caller = self._authenticate()  # again: the key may have been revoked while the body came
+    def _admit(self, raw: bytes, state: State, caller: Caller) -> Call:
+        if self._service.state is not state or time.monotonic() - self._started_at > _AGAIN_AFTER_S:
+            state, caller = self._authenticate()  # the key may have been revoked, or have expired, while the body came
         self._caller = caller
         content_type = self._request.headers.get(b"content-type", JSON[1])
         call = parse_call(self._endpoint, raw, content_type)
@@ -298,6 +299,7 @@ class Exchange:
             )
 
 
+_AGAIN_AFTER_S = 0.1
 _DIED = 500
 """Status of a request whose process died while an engine worked on it."""
 

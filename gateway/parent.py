@@ -104,7 +104,8 @@ class Parent:
         finally:
             await self._end()
             self._adopt()
-            link.cancel()
+            for task in (link, *self._tasks):
+                task.cancel()
             await asyncio.gather(link, *self._tasks, return_exceptions=True)
             server.close()
             path.unlink(missing_ok=True)
@@ -147,9 +148,13 @@ class Parent:
 
     async def _send_guests_away(self) -> None:
         """Children of a parent before us have served until ours do."""
-        for child in list(self._children.values()):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.ready.wait(), _STARTS_WITHIN_S)
+        deadline = time.monotonic() + _STARTS_WITHIN_S
+        while time.monotonic() < deadline:
+            starting = [child for child in self._children.values() if not child.ready.is_set()]
+            if not starting:
+                break
+            with contextlib.suppress(TimeoutError):  # it may be replaced, or die, before it is ready
+                await asyncio.wait_for(starting[0].ready.wait(), 1.0)
         own = {child.process.pid for child in self._children.values()}
         for talk in [talk for pid, talk in self._talks.items() if pid not in own]:
             talk.writer.write(line(LinkState(connected=self._feed.connected, leave=True)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -57,8 +57,7 @@ def model_account(project_id: str, model: str) -> str:
     return f"model:{project_id}:{model}"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a request may use at most."""
 
     prompt_tokens: int
@@ -126,13 +125,15 @@ class Ledger:
         accounts = [self._account(subject.name) for subject in subjects]
         wanted = ask.prompt_tokens + ask.completion_tokens
         tokens, bound = wanted, None
+        today, month = day_number(at.unix_s), month_days(at.unix_s)
         for subject, account in zip(subjects, accounts, strict=True):
-            tokens = min(tokens, check(subject, account, ask, at))
+            tokens = min(tokens, check(subject, account, ask, at, today, month))
         if tokens < wanted:
             bound = max(1, tokens - ask.prompt_tokens)
         reserved = ask.spent(tokens)
         for subject, account in zip(subjects, accounts, strict=True):
-            check_cost(subject, account, reserved.cost, at)
+            if subject.limits.cost_per_month is not None:
+                check_cost(subject, account, subject.limits.cost_per_month, reserved.cost, at, month)
         return self.take([subject.name for subject in subjects], reserved, bound, at)
 
     def take(self, names: Sequence[str], reserved: Spent, bound: int | None, at: Instant) -> Hold:
@@ -161,7 +162,7 @@ class Ledger:
         day = day_number(at.unix_s)
         for account in hold.accounts:
             account.parallel -= 1
-            account.reserved += Spent(-hold.reserved.tokens, -hold.reserved.cost)
+            account.reserved -= hold.reserved
             account.tokens.expire(at.monotonic_s)
             if used.tokens:
                 account.tokens.add(used.tokens, at.monotonic_s)
@@ -183,9 +184,13 @@ class Ledger:
 
     def warnings(self, subjects: Sequence[Subject], at: Instant) -> tuple[str, ...]:
         """Limits a day or a month of which four fifths are used: `project tokens per day 85%`."""
-        found = []
+        found: list[str] = []
+        today, month = day_number(at.unix_s), month_days(at.unix_s)
         for subject in subjects:
-            for kind, limit, used in _calendar(subject, self._account(subject.name), at):
+            limits = subject.limits
+            if limits.tokens_per_day is limits.tokens_per_month is limits.cost_per_month is None:
+                continue
+            for kind, limit, used in _calendar(subject, self._account(subject.name), at, today, month):
                 if limit and used >= WARN_SHARE * limit:
                     found.append(f"{subject.owner} {kind} {100 * used // limit}%")
         return tuple(found)
@@ -267,13 +272,14 @@ def check_size(subject: Subject, ask: Ask) -> Ask:
         return ask
     if ask.bounded or ask.prompt_tokens >= limit:
         raise Refusal(LimitKind.TOKENS_PER_REQUEST, subject.owner, limit, 0, wanted, None)
-    return replace(ask, completion_tokens=limit - ask.prompt_tokens)
+    return ask._replace(completion_tokens=limit - ask.prompt_tokens)
 
 
-def check(subject: Subject, account: Account, ask: Ask, at: Instant) -> int:
-    """Tokens to reserve as far as this subject is concerned. Raises Refusal."""
+def check(subject: Subject, account: Account, ask: Ask, at: Instant, today: int, month: range) -> int:
+    """Tokens to reserve as far as this subject is concerned; `today` and `month` are of `at`. Raises Refusal."""
     limits, now = subject.limits, at.monotonic_s
-    ask = check_size(subject, ask)
+    if limits.max_tokens_per_request is not None:
+        ask = check_size(subject, ask)
     wanted = ask.prompt_tokens + ask.completion_tokens
     if (limit := limits.parallel_requests) is not None and account.parallel >= limit:
         raise Refusal(LimitKind.PARALLEL, subject.owner, limit, account.parallel, 1, 1.0)
@@ -291,16 +297,12 @@ def check(subject: Subject, account: Account, ask: Ask, at: Instant) -> int:
             wait = None if wanted > limit else max(1.0, account.tokens.frees_in(used + wanted - limit, now))
             raise Refusal(LimitKind.TOKENS_PER_MINUTE, subject.owner, limit, used, wanted, wait)
     if limits.tokens_per_day is not None or limits.tokens_per_month is not None:
-        wanted = _fit_calendar(subject, account, ask, wanted, at)
+        wanted = _fit_calendar(subject, account, ask, wanted, at, today, month)
     return wanted
 
 
-def check_cost(subject: Subject, account: Account, cost: int, at: Instant) -> None:
+def check_cost(subject: Subject, account: Account, limit: int, cost: int, at: Instant, month: range) -> None:
     """Raises Refusal when the month's money does not last for `cost` (nano-units)."""
-    limit = subject.limits.cost_per_month
-    if limit is None:
-        return
-    month = month_days(at.unix_s)
     base = subject.used.cost_this_month if day_number(subject.received_at) in month else 0
     used = base + account.local(month, at).cost + account.reserved.cost
     if used + cost > limit or used >= limit:
@@ -309,15 +311,17 @@ def check_cost(subject: Subject, account: Account, cost: int, at: Instant) -> No
         raise Refusal(LimitKind.COST_PER_MONTH, subject.owner, limit, used, cost, wait_s)
 
 
-def _fit_calendar(subject: Subject, account: Account, ask: Ask, wanted: int, at: Instant) -> int:
-    limits, today, month = subject.limits, day_number(at.unix_s), month_days(at.unix_s)
+def _fit_calendar(
+    subject: Subject, account: Account, ask: Ask, wanted: int, at: Instant, today: int, month: range
+) -> int:
+    limits, told = subject.limits, day_number(subject.received_at)
     if (limit := limits.tokens_per_day) is not None:
-        base = subject.used.tokens_today if day_number(subject.received_at) == today else 0
+        base = subject.used.tokens_today if told == today else 0
         used = base + account.local(range(today, today + 1), at).tokens + account.reserved.tokens
         until = (today + 1) * 86400 - at.unix_s
         wanted = _fit(LimitKind.TOKENS_PER_DAY, subject.owner, limit, base, used, wanted, ask, until)
     if (limit := limits.tokens_per_month) is not None:
-        base = subject.used.tokens_this_month if day_number(subject.received_at) in month else 0
+        base = subject.used.tokens_this_month if told in month else 0
         used = base + account.local(month, at).tokens + account.reserved.tokens
         until = month.stop * 86400 - at.unix_s
         wanted = _fit(LimitKind.TOKENS_PER_MONTH, subject.owner, limit, base, used, wanted, ask, until)
@@ -338,26 +342,23 @@ def _fit(kind: LimitKind, owner: str, limit: int, base: int, used: int, wanted: 
     return wanted
 
 
-def _calendar(subject: Subject, account: Account, at: Instant) -> Iterable[tuple[LimitKind, int, int]]:
+def _calendar(
+    subject: Subject, account: Account, at: Instant, today: int, month: range
+) -> list[tuple[LimitKind, int, int]]:
     """(kind, limit, used) of each limit a day or a month."""
-    limits, used, today, month = subject.limits, subject.used, day_number(at.unix_s), month_days(at.unix_s)
-    told = day_number(subject.received_at)
-    if limits.tokens_per_day is not None:
+    limits, used, told = subject.limits, subject.used, day_number(subject.received_at)
+    found = []
+    if (limit := limits.tokens_per_day) is not None:
         base = used.tokens_today if told == today else 0
-        yield (
-            LimitKind.TOKENS_PER_DAY,
-            limits.tokens_per_day,
-            base + account.local(range(today, today + 1), at).tokens,
-        )
-    if limits.tokens_per_month is None and limits.cost_per_month is None:
-        return
-    local = account.local(month, at)
-    if limits.tokens_per_month is not None:
-        base = used.tokens_this_month if told in month else 0
-        yield LimitKind.TOKENS_PER_MONTH, limits.tokens_per_month, base + local.tokens
-    if limits.cost_per_month is not None:
-        base = used.cost_this_month if told in month else 0
-        yield LimitKind.COST_PER_MONTH, limits.cost_per_month, base + local.cost
+        found.append((LimitKind.TOKENS_PER_DAY, limit, base + account.local(range(today, today + 1), at).tokens))
+    local, in_month = account.local(month, at), told in month
+    if (limit := limits.tokens_per_month) is not None:
+        base = used.tokens_this_month if in_month else 0
+        found.append((LimitKind.TOKENS_PER_MONTH, limit, base + local.tokens))
+    if (limit := limits.cost_per_month) is not None:
+        base = used.cost_this_month if in_month else 0
+        found.append((LimitKind.COST_PER_MONTH, limit, base + local.cost))
+    return found
 
 
 def _tighter(best: Rate | None, limit: int, window: Window, reserved: int, now: float) -> Rate:
@@ -365,4 +366,4 @@ def _tighter(best: Rate | None, limit: int, window: Window, reserved: int, now: 
     remaining = max(0, limit - window.total - reserved)
     if best is not None and best.remaining <= remaining:
         return best
-    return Rate(limit, remaining, window.frees_in(window.total, now))
+    return Rate(limit, remaining, window.empties_in(now))

@@ -47,6 +47,10 @@ class Window:
             freed, at = freed + value, second + 1 + MINUTE_S
         return max(0.0, at - now)
 
+    def empties_in(self, now: float) -> float:
+        """Seconds until all of it has left."""
+        return max(0.0, self._steps[-1][0] + 1 + MINUTE_S - now) if self._steps else 0.0
+
     def steps(self, at: Instant) -> list[tuple[int, int]]:
         """(Unix second, amount), to be kept on disk."""
         self.expire(at.monotonic_s)
@@ -73,6 +77,12 @@ class Spent:
     def __add__(self, other: Spent) -> Spent:
         return Spent(self.tokens + other.tokens, self.cost + other.cost)
 
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.tokens - other.tokens, self.cost - other.cost)
+
+
+NOTHING = Spent()
+
 
 @dataclass(slots=True)
 class Account:
@@ -89,14 +99,18 @@ class Account:
         """Of these days, what the master's total may not hold yet."""
         while self.settling and self.settling[0][0] <= at.monotonic_s:
             self.settling.popleft()
-        total = Spent()
+        if not self.settling and len(self.unacknowledged) < 2:  # nearly always; and this is asked for often
+            for day, spent in self.unacknowledged.items():
+                return spent if day in days else NOTHING
+            return NOTHING
+        tokens = cost = 0
         for day, spent in self.unacknowledged.items():
             if day in days:
-                total += spent
+                tokens, cost = tokens + spent.tokens, cost + spent.cost
         for _, day, spent in self.settling:
             if day in days:
-                total += spent
-        return total
+                tokens, cost = tokens + spent.tokens, cost + spent.cost
+        return Spent(tokens, cost)
 
     def use(self, day: int, spent: Spent) -> None:
         """Add what the master does not know yet."""

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--port", type=_port, help="admin and REST API (8000)")
     up.add_argument("--gateway-port", type=_port, help="OpenAI-compatible gateway (8080)")
+    up.add_argument("--gateway-processes", type=_count, metavar="N", help="processes of the gateway on its port (1)")
     up.add_argument("--link-port", type=_port, help="TLS, for agents and gateways of other machines (8443)")
     up.add_argument("--listen", metavar="ADDR", help="address to listen on (127.0.0.1; 0.0.0.0: every)")
     up.add_argument("--database-url", metavar="URL", help="e.g. postgresql://user:password@host/name (default: SQLite)")
@@ -60,6 +61,12 @@ def _add_up(up: argparse.ArgumentParser) -> None:
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
     return int(text)
 
 
@@ -86,7 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from config.launcher.up import up
 
         given = {
-            key: getattr(arguments, key) for key in ("port", "gateway_port", "link_port", "listen", "runtime", "image")
+            key: getattr(arguments, key)
+            for key in ("port", "gateway_port", "gateway_processes", "link_port", "listen", "runtime", "image")
         }
         given["database_url"] = arguments.database_url or os.environ.get("DATABASE_URL") or None
         installation = open_installation(arguments.home, given)

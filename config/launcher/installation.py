@@ -25,6 +25,7 @@ class Options:
     database_url: str = ""
     runtime: str = "auto"
     image: str = ""
+    gateway_processes: int = 1
 
     @classmethod
     def resolve(cls, saved: dict[str, Any], given: dict[str, Any]) -> Options:

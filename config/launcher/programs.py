@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 _ALWAYS = 1_000_000_000  # start retries
 
@@ -34,6 +35,8 @@ class Layout:
     gateway_port: int
     link_port: int
     open_files: int
+    gateway_processes: int = 1
+    redis_url: str = ""  # of the outside Redis
 
 
 def programs(layout: Layout) -> tuple[Program, ...]:
@@ -46,6 +49,7 @@ def programs(layout: Layout) -> tuple[Program, ...]:
             (
                 *(layout.python, "-m", "gateway", "run", "--home", str(layout.home / "gateway")),
                 *("--host", layout.listen, "--port", str(layout.gateway_port)),
+                *_family(layout),
             ),
             priority=20,
         ),
@@ -67,6 +71,14 @@ def programs(layout: Layout) -> tuple[Program, ...]:
     )
     valkey = (Program("valkey", _valkey(layout), priority=1),) if layout.valkey_server else ()
     return (*valkey, *control, *nodes)
+
+
+def _family(layout: Layout) -> tuple[str, ...]:
+    """Several processes of a gateway count quotas together in the Redis that is there anyway."""
+    if layout.gateway_processes == 1:
+        return ()
+    counters = f"unix://{quote(str(layout.run / 'valkey.sock'))}" if layout.valkey_server else layout.redis_url
+    return ("--processes", str(layout.gateway_processes), "--redis", counters)
 
 
 def _daphne(layout: Layout) -> tuple[str, ...]:

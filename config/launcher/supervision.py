@@ -49,6 +49,8 @@ def layout_of(installation: Installation) -> Layout:
         listen=options.listen,
         port=options.port,
         gateway_port=options.gateway_port,
+        gateway_processes=options.gateway_processes,
+        redis_url=os.environ.get("REDIS_URL", ""),
         link_port=options.link_port,
         open_files=_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES),
     )

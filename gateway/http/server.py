@@ -33,6 +33,7 @@ _WRITE_BUFFER_BYTES = 64 * 1024
 _MAX_PIPELINED = 16
 _TICK_S = 1.0
 _LINGER_S = 3.0
+_RECENT_S, _GRACE_S = 1.0, 0.25
 _LINGER_BYTES = 256 * 1024 * 1024
 _SLOWEST_BODY = 1024  # bytes/s, after `body_s`
 
@@ -166,6 +167,8 @@ class Connection(asyncio.Protocol):
         self._server.connections.add(self)
         if len(self._server.connections) > self._server.bounds.connections:
             self._refuse(503, "Too many connections. Try again shortly.")
+        elif self._server.closing:  # it was accepted at that very moment
+            self.leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.drop(self)
@@ -363,12 +366,22 @@ class Connection(asyncio.Protocol):
         stray.answer(status, headers, body)  # it is not complete: so the connection ends
 
     def leave(self) -> None:
-        """The server closes: an idle connection ends now, a busy one after its answer."""
-        if self.request is None:
-            self._transport.close()
-        else:
+        """The server closes: a busy connection ends after its answer, an idle one now.
+
+        One that was busy a moment ago may have its next request on the way already: that one is still answered, and
+        told to close.
+        """
+        if self.request is not None:
             self.request.keep_alive = False
             self._queue.clear()
+        elif self._loop.time() - self._since < _RECENT_S:
+            self._loop.call_later(_GRACE_S, self._leave_if_idle)
+        else:
+            self._transport.close()
+
+    def _leave_if_idle(self) -> None:
+        if self.request is None:
+            self._transport.close()
 
     def tick(self, now: float) -> None:
         """Look for a client that takes too long. `now` is the loop's time."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -208,7 +207,7 @@ def test_a_bound_that_an_engine_does_not_obey_is_none_and_a_cap_replaces_it(
     call = call_of({**CHAT, **data}, endpoint)
     assert not estimate(call, None).bounded
     capped = call.bounded_to(7)
-    assert estimate(capped, None) == replace(estimate(capped, None), completion_tokens=7, bounded=True)
+    assert estimate(capped, None) == estimate(capped, None)._replace(completion_tokens=7, bounded=True)
     assert "n_predict" not in json.loads(capped.body_for("public"))
 
 

@@ -103,9 +103,9 @@ async def stack(folder: Path, processes: int, limits: Limits) -> AsyncIterator[S
                     await until(lambda: processes == 1 or len(made.children()) == processes, what="all processes")
                     yield made
                 finally:
-                    if gateway.returncode is None:
-                        gateway.terminate()
-                    await finish(gateway)
+                    if made.gateway.returncode is None:
+                        made.gateway.terminate()
+                    await finish(made.gateway)
 
 
 @pytest.mark.parametrize("processes", [1, 4])

@@ -50,6 +50,15 @@ def test_an_outside_redis_leaves_valkey_out(tmp_path: Path) -> None:
     assert "valkey" not in commands(read(make_layout(tmp_path, valkey_server="")))
 
 
+def test_several_gateway_processes_count_in_the_redis_that_is_there(tmp_path: Path) -> None:
+    one = commands(read(make_layout(tmp_path / "1")))["gateway"]
+    own = commands(read(make_layout(tmp_path / "2", gateway_processes=4)))["gateway"]
+    other = make_layout(tmp_path / "3", gateway_processes=4, valkey_server="", redis_url="redis://there:6379/0")
+    assert "--processes" not in one
+    assert f"--processes 4 --redis unix://{tmp_path}/2/run/valkey.sock" in own
+    assert "--processes 4 --redis redis://there:6379/0" in commands(read(other))["gateway"]
+
+
 @pytest.mark.parametrize("name", ["with space", "50%done", "it's", 'quo"te'])
 def test_odd_folder_names_reach_the_processes_whole(tmp_path: Path, name: str) -> None:
     import shlex

@@ -1,6 +1,6 @@
-"""Run a gateway-bench driver against this gateway and, where nginx is installed, a plain nginx proxy, side by side.
+"""Run a gateway-bench driver against this gateway and, where they are installed, nginx, vllm-router and LiteLLM.
 
-python tests/bench/gateway/run.py --bench DIR/bench.py [--rounds 3] [--secs 1.5] [--json OUT]
+python tests/bench/gateway/run.py --bench DIR/bench.py [--peers VENV/bin] [--rounds 3] [--secs 1.5] [--json OUT]
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ import datetime as dt
 import hashlib
 import hmac
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +21,19 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from gateway.home import Home, StoredState, own_host_id  # noqa: E402
+from tests.bench.gateway import peers  # noqa: E402
+from tests.bench.gateway.peers import wait_for  # noqa: E402
 from tests.ports import free_port  # noqa: E402
 from wire import certs, join  # noqa: E402
-from wire.feed import FeedKey, FeedProject, FeedRoute, FeedSnapshot, Target  # noqa: E402
+from wire.feed import FeedKey, FeedProject, FeedRoute, FeedSnapshot, Limits, Price, Target  # noqa: E402
 from wire.messages import JoinReply  # noqa: E402
 
 UPSTREAM_PORT = 8101
 KEY = "sk-stk-benchkey-" + "b" * 43
 PEPPER = "00" * 32
-_NGINX = """
-worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; daemon off;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  keepalive_requests 1000000;
-  upstream engine {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000; }}
-  server {{
-    listen 127.0.0.1:{port};
-    proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
-    location / {{ proxy_pass http://engine; }}
-  }}
-}}
-"""
+# Never reached, but counted for each request: what keys and projects usually have.
+KEY_LIMITS = Limits(requests_per_minute=10**9, tokens_per_minute=10**12, parallel_requests=10**6)
+PROJECT_LIMITS = Limits(tokens_per_day=10**15, cost_per_month=10**18)
 _FIGURES = (
     ("ns32_rps", "requests/s, 32 at once"),
     ("ns32_cpu_ms", "CPU ms a request, 32 at once"),
@@ -92,29 +78,16 @@ def make_home(folder: Path) -> Home:
         active=True,
         expires_at=None,
         models=None,
+        limits=KEY_LIMITS,
     )
     snapshot = FeedSnapshot(
         pepper=PEPPER,
-        projects=(FeedProject(id="p", name="bench", active=True),),
+        projects=(FeedProject(id="p", name="bench", active=True, limits=PROJECT_LIMITS),),
         keys=(key,),
-        routes=(FeedRoute(id="mock", created=1, targets=(target,)),),
+        routes=(FeedRoute(id="mock", created=1, targets=(target,), price=Price(prompt=1, completion=2)),),
     )
     home.save_state(StoredState(saved_at=time.time(), snapshot=snapshot))
     return home
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=1)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit(f"{url} does not answer")
 
 
 def measure(options: argparse.Namespace, port: int, pid: int) -> dict[str, Any]:
@@ -139,49 +112,46 @@ def run_gateway(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             process.wait(40)
 
 
-def run_nginx(options: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
-        return None
-    port = free_port()
-    config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, port=port, upstream=UPSTREAM_PORT))
-    process = subprocess.Popen([nginx, "-c", str(config)], env={**os.environ}, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/stats", process)
-        return measure(options, port, process.pid)
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def show(ours: dict[str, Any], nginx: dict[str, Any] | None) -> None:
-    print(f"{'':36}{'gateway':>12}{'nginx':>12}{'ratio':>8}{'direct':>12}")
-    direct = ours.get("direct", {})
+def show(found: dict[str, dict[str, Any]]) -> None:
+    """Each figure of each, and direct to the engine."""
+    ours = found["gateway"]
+    columns = {**found, "direct": ours.get("direct", {})}
+    print(" " * 36 + "".join(f"{name:>14}" for name in columns))
     for name, label in _FIGURES:
-        theirs = nginx[name] if nginx else float("nan")
-        ratio = ours[name] / theirs if theirs else float("nan")
-        print(f"{label:36}{ours[name]:12.3f}{theirs:12.3f}{ratio:8.2f}{direct.get(name, float('nan')):12.3f}")
-    print(f"memory MiB: {ours['rss_mb']:.1f}; KiB a stream: {ours['idle']['kb_per_stream']:.1f}")
-    print(f"cancel ms: {ours['disconnect_ms']}; errors {ours['errs']}, bad answers {ours['bad']}")
+        cells = [figures.get(name) for figures in columns.values()]
+        print(f"{label:36}" + "".join(f"{cell:14.3f}" if cell is not None else f"{'-':>14}" for cell in cells))
+    for name, figures in found.items():
+        if name != "gateway":
+            print(f"CPU a request, gateway / {name}: {ours['ns32_cpu_ms'] / figures['ns32_cpu_ms']:.4f}")
+    for name, figures in found.items():
+        told = f"{figures['rss_mb']:.0f} MiB, {figures['idle']['kb_per_stream']:.1f} KiB a stream"
+        print(f"{name}: {told}, cancel ms {figures['disconnect_ms']}, errors {figures['errs']}, bad {figures['bad']}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bench", type=Path, required=True, help="bench.py of the gateway bench")
+    parser.add_argument("--peers", type=Path, default=Path("/nowhere"), help="bin folder with litellm and vllm-router")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--secs", type=float, default=1.5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "nginx").mkdir()
-        (folder / "gateway").mkdir()
-        nginx = run_nginx(options, folder / "nginx")
-        ours = run_gateway(options, folder / "gateway")
-    show(ours, nginx)
+        found = {"gateway": run_gateway(options, folder)}
+        others = {
+            "nginx": peers.nginx(folder, UPSTREAM_PORT),
+            "vllm-router": peers.vllm_router(options.peers, UPSTREAM_PORT),
+            "LiteLLM": peers.litellm(options.peers, folder, UPSTREAM_PORT, KEY),
+        }
+        with peers.mock_engine(UPSTREAM_PORT):
+            for other, peer in others.items():
+                with peer as running:
+                    if running is not None:
+                        found[other] = measure(options, *running)
+    show(found)
     if options.json:
-        options.json.write_text(json.dumps({"gateway": ours, "nginx": nginx}, indent=1))
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
