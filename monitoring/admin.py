@@ -49,7 +49,7 @@ for model in (
 
 @admin.register(User)
 class UserAdmin(DjangoUserAdmin, ModelAdmin):
-    """People. Only a superuser makes, changes or sees through another superuser."""
+    """People. Nobody gives away, or takes over, more than they may themselves; only superusers touch superusers."""
 
     form = UserChangeForm
     add_form = UserCreationForm
@@ -70,8 +70,27 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):
             return super().get_readonly_fields(request, obj)
         return (*super().get_readonly_fields(request, obj), "is_superuser", "user_permissions")
 
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "groups" and not request.user.is_superuser:
+            kwargs["queryset"] = Group.objects.filter(pk__in=_groups_within(request.user))
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
     def _may_touch(self, request: HttpRequest, obj: Any) -> bool:
-        return request.user.is_superuser or obj is None or not obj.is_superuser
+        """Whoever may do more than oneself is not to be changed: a password is enough to become them."""
+        if request.user.is_superuser or obj is None or obj.pk == request.user.pk:
+            return True
+        return not obj.is_superuser and obj.get_all_permissions() <= request.user.get_all_permissions()
+
+
+def _groups_within(user: Any) -> list[int]:
+    """Groups that hold nothing that this person may not do anyway."""
+    own = user.get_all_permissions()
+    groups = Group.objects.prefetch_related("permissions__content_type")
+    return [
+        group.pk
+        for group in groups
+        if {f"{one.content_type.app_label}.{one.codename}" for one in group.permissions.all()} <= own
+    ]
 
 
 @admin.register(Group)
@@ -81,8 +100,14 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
     add_label = "Add a group"
     list_fullwidth = True
 
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return super().has_add_permission(request) and request.user.is_superuser
+
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return super().has_change_permission(request, obj) and request.user.is_superuser
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and request.user.is_superuser
 
 
 @admin.register(LogEntry)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -269,6 +269,30 @@ def test_someone_who_manages_people_cannot_become_superuser(client: Client) -> N
     page = client.get(url("auth_user_change", user.pk)).content.decode()
     assert 'name="is_superuser"' not in page
     assert client.get(url("auth_group_change", Group.objects.get(name="admin").pk)).status_code == 200
+
+
+def test_nobody_gives_away_or_takes_over_more_than_they_may(client: Client) -> None:
+    clerk = User.objects.create_user("clerk", password="x", is_staff=True)
+    clerk.groups.add(Group.objects.get(name="viewer"))
+    clerk.user_permissions.set(
+        Permission.objects.filter(codename__in=("view_user", "change_user", "add_user", "add_group", "delete_group"))
+    )
+    boss = User.objects.create_user("boss", password="x", is_staff=True)
+    boss.groups.add(Group.objects.get(name="admin"))
+    peer = User.objects.create_user("peer", password="x", is_staff=True)
+    peer.groups.add(Group.objects.get(name="viewer"))
+    client.force_login(clerk)
+    own, admins = url("auth_user_change", clerk.pk), Group.objects.get(name="admin").pk
+    shown = client.get(own).content.decode()
+    assert ">viewer<" in shown
+    assert ">admin<" not in shown
+    client.post(own, {"username": "clerk", "is_active": "on", "is_staff": "on", "groups": [admins]})
+    assert [group.name for group in clerk.groups.all()] == ["viewer"]
+    assert client.post(url("auth_user_change", boss.pk), {"username": "mine"}).status_code == 403
+    assert client.get(url("auth_user_password_change", boss.pk)).status_code == 403
+    assert client.get(url("auth_user_change", peer.pk)).status_code == 200
+    assert client.get(url("auth_group_add")).status_code == 403
+    assert client.post(url("auth_group_delete", admins), {"post": "yes"}).status_code == 403
 
 
 def test_usage_is_exported_as_csv(page: Client) -> None:
