@@ -22,7 +22,10 @@
     };
   }
 
-  const UNITS = { ms: (value) => (value >= 1000 ? (value / 1000).toFixed(1) + " s" : Math.round(value) + " ms") };
+  const UNITS = {
+    ms: (value) => (value >= 1000 ? (value / 1000).toFixed(1) + " s" : Math.round(value) + " ms"),
+    money: (value) => Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(value),
+  };
 
   function words(canvas, value) {
     const unit = UNITS[canvas.dataset.unit];
@@ -63,7 +66,7 @@
             x: { stacked: canvas.dataset.kind !== "line", grid: { display: false }, ticks: { color: colors.text, maxRotation: 0, autoSkip: true, maxTicksLimit: 8 } },
             y: { stacked: canvas.dataset.kind !== "line", beginAtZero: true, grid: { color: colors.grid }, border: { display: false },
                  max: canvas.dataset.max ? Number(canvas.dataset.max) : undefined,
-                 ticks: { color: colors.text, precision: 0, maxTicksLimit: 5, callback: (value) => words(canvas, value) } },
+                 ticks: { color: colors.text, precision: canvas.dataset.unit === "money" ? undefined : 0, maxTicksLimit: 5, callback: (value) => words(canvas, value) } },
           },
         },
       }));
