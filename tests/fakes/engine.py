@@ -197,7 +197,7 @@ async def running_engine(engine: FakeEngine, *, port: int = 0) -> AsyncIterator[
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", port)
+        site = web.TCPSite(runner, "127.0.0.1", port, backlog=2048)  # hundreds connect at once
         await site.start()
         engine.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         yield engine
