@@ -57,6 +57,7 @@ class Exchange:
         self._meter: Meter | None = None
         self._usage = Usage()
         self._begun = ""
+        self._accounted = False
         self._status = 500
         self._instance_id = ""
 
@@ -213,6 +214,7 @@ class Exchange:
         self._whole_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
+        self._account()  # before the client has it: a process that dies in between has counted it
         self._request.answer(200, [(b"content-type", content_type), *self._common], body)
 
     async def _stream(self, call: Call, opened: Opened) -> None:
@@ -228,6 +230,7 @@ class Exchange:
             request.cut()
             return
         self._status = 200
+        self._account()
         if not request.started:
             self._begin_stream()
         request.finish()
@@ -264,7 +267,10 @@ class Exchange:
         )
 
     def _account(self) -> None:
-        """Settle the quota, write the usage ahead, count and log."""
+        """Settle the quota, write the usage ahead, count and log; once."""
+        if self._accounted:
+            return
+        self._accounted = True
         service, call, caller = self._service, self._call, self._caller
         ended = instant()
         if self._meter is not None and call is not None:
