@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from gateway.errors import GatewayError
 from gateway.http.request import Request
-from gateway.quota import SETTLING_S, LimitKind, Refusal, Subject
+from gateway.quotas.subjects import SETTLING_S, LimitKind, Refusal, Subject
 from gateway.state import KeyEntry, Network, ProjectEntry, State
 from wire.feed import FeedRoute
 
@@ -19,8 +19,9 @@ _KEY = re.compile(rb"sk-stk-([a-z0-9]{8})-[A-Za-z0-9]{43}")
 _DUMMY_DIGEST = bytes(32)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
+    """Who asks."""
+
     key: KeyEntry
     project: ProjectEntry
 

@@ -8,14 +8,35 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
-import orjson
+import msgspec
 
 _FLUSH_S = 0.2
 _MAX_WAITING = 100_000
+_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+class Line(msgspec.Struct, gc=False):
+    """One request that has ended."""
+
+    timestamp: str
+    path: str
+    status: int
+    model: str
+    key: str | None
+    instance: str
+    stream: bool
+    prompt_tokens: int
+    completion_tokens: int
+    took_ms: float
+    ttft_ms: float | None
+    request_id: str
+    event: str = "request"
+    level: str = "info"
 
 
 class AccessLog:
@@ -23,16 +44,15 @@ class AccessLog:
 
     def __init__(self, write: Callable[[bytes], object] | None = None) -> None:
         self._write = write or _to_stderr
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[Line] = []
         self._dropped = 0
 
-    def add(self, at: float, **fields: Any) -> None:
-        """`at` is Unix time."""
+    def add(self, line: Line) -> None:
+        """Take it, if not too many wait already."""
         if len(self._lines) >= _MAX_WAITING:
             self._dropped += 1
-            return
-        fields["timestamp"] = at
-        self._lines.append(fields)
+        else:
+            self._lines.append(line)
 
     async def run(self) -> None:
         while True:
@@ -43,22 +63,22 @@ class AccessLog:
         """Write what has been collected."""
         lines, self._lines = self._lines, []
         dropped, self._dropped = self._dropped, 0
-        if dropped:
-            lines.append({"timestamp": datetime.now(UTC).timestamp(), "lines_dropped": dropped})
-        if not lines:
+        if not lines and not dropped:
             return
+        data = _encode_lines(lines)
+        if dropped:
+            at = moment(time.time())
+            data += _encode({"timestamp": at, "event": "lines_dropped", "level": "warning", "count": dropped}) + b"\n"
         try:
-            self._write(b"".join(map(_line, lines)))
+            self._write(data)
         except OSError:  # a full disk, or nobody reads it any more: serving does not depend on the log
-            self._dropped += len(lines)
+            self._dropped += len(lines) + dropped
 
 
-def _line(fields: dict[str, Any]) -> bytes:
-    at = fields["timestamp"]
-    second = int(at)
-    fields["timestamp"] = f"{_second(second)}.{int((at - second) * 1000):03d}+00:00"
-    fields["event"], fields["level"] = "request", "info"
-    return orjson.dumps(fields) + b"\n"
+def moment(unix_s: float) -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    second = int(unix_s)
+    return f"{_second(second)}.{int((unix_s - second) * 1000):03d}+00:00"
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -21,51 +20,53 @@ _FORM = b"multipart/form-data"
 
 
 class Endpoint(StrEnum):
-    """Paths that are relayed to engines, as clients know them."""
+    """Paths that are relayed to engines, as clients know them.
 
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    EMBEDDINGS = "/v1/embeddings"
-    RESPONSES = "/v1/responses"
-    MESSAGES = "/v1/messages"
-    COUNT_TOKENS = "/v1/messages/count_tokens"
-    RERANK = "/v1/rerank"
-    TOKENIZE = "/v1/tokenize"
-    DETOKENIZE = "/v1/detokenize"
-    TRANSCRIPTIONS = "/v1/audio/transcriptions"
-    TRANSLATIONS = "/v1/audio/translations"
-    SPEECH = "/v1/audio/speech"
+    What each is like stands in attributes of its members: a look-up by member in a dictionary costs more than the rest
+    of a check.
+    """
 
-    @property
-    def group(self) -> str:
-        """Of `wire.feed.ENDPOINT_GROUPS`: what an engine has, or has not, as a whole."""
-        return _GROUPS[self]
+    group: str
+    """Of `wire.feed.ENDPOINT_GROUPS`: what an engine has, or has not, as a whole."""
+    dialect: Dialect
+    """Whose API it is: how usage, streams and errors look."""
+    content: str
+    """Field of the body that holds what the model reads, where one field does."""
+    engine_path: str
+    """Where engines take it."""
+    generates: bool
+    """The engine makes tokens for it."""
 
-    @property
-    def dialect(self) -> Dialect:
-        """Whose API it is: how usage, streams and errors look."""
-        return _DIALECTS.get(self, Dialect.OPENAI)
+    def __new__(
+        cls,
+        path: str,
+        group: str = "",
+        content: str = "",
+        generates: bool = False,
+        dialect: Dialect = Dialect.OPENAI,
+        engine_path: str = "",
+    ) -> Self:
+        member = str.__new__(cls, path)
+        member._value_ = path
+        member.group, member.content, member.generates, member.dialect = group, content, generates, dialect
+        member.engine_path = engine_path or path
+        return member
+
+    CHAT = "/v1/chat/completions", "chat", "", True
+    COMPLETIONS = "/v1/completions", "completions", "prompt", True
+    EMBEDDINGS = "/v1/embeddings", "embeddings", "input"
+    RESPONSES = "/v1/responses", "responses", "input", True, Dialect.RESPONSES
+    MESSAGES = "/v1/messages", "messages", "", True, Dialect.ANTHROPIC
+    COUNT_TOKENS = "/v1/messages/count_tokens", "messages", "", False, Dialect.ANTHROPIC
+    RERANK = "/v1/rerank", "rerank"
+    # llama.cpp, vLLM and TGI have these two at the root.
+    TOKENIZE = "/v1/tokenize", "tokenize", "", False, Dialect.OPENAI, "/tokenize"
+    DETOKENIZE = "/v1/detokenize", "tokenize", "", False, Dialect.OPENAI, "/detokenize"
+    TRANSCRIPTIONS = "/v1/audio/transcriptions", "audio"
+    TRANSLATIONS = "/v1/audio/translations", "audio"
+    SPEECH = "/v1/audio/speech", "audio", "input"
 
 
-_GROUPS = {
-    Endpoint.CHAT: "chat",
-    Endpoint.COMPLETIONS: "completions",
-    Endpoint.EMBEDDINGS: "embeddings",
-    Endpoint.RESPONSES: "responses",
-    Endpoint.MESSAGES: "messages",
-    Endpoint.COUNT_TOKENS: "messages",
-    Endpoint.RERANK: "rerank",
-    Endpoint.TOKENIZE: "tokenize",
-    Endpoint.DETOKENIZE: "tokenize",
-    Endpoint.TRANSCRIPTIONS: "audio",
-    Endpoint.TRANSLATIONS: "audio",
-    Endpoint.SPEECH: "audio",
-}
-_DIALECTS = {
-    Endpoint.RESPONSES: Dialect.RESPONSES,
-    Endpoint.MESSAGES: Dialect.ANTHROPIC,
-    Endpoint.COUNT_TOKENS: Dialect.ANTHROPIC,
-}
 ENDPOINTS = {
     **{endpoint.value: endpoint for endpoint in Endpoint},
     "/v1/reranking": Endpoint.RERANK,  # llama.cpp's name
@@ -73,23 +74,16 @@ ENDPOINTS = {
 }
 """Public path -> endpoint."""
 
-_ENGINE_PATHS = {Endpoint.TOKENIZE: "/tokenize", Endpoint.DETOKENIZE: "/detokenize"}
-"""llama.cpp, vLLM and TGI have these at the root."""
 _FORMS = (Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS)
-_STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, *_FORMS})
+_STREAMED = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, *_FORMS)
 _USAGE_ASKED_FOR = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 """Streams of these tell their usage only when asked to."""
-_GENERATES = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES})
-_CONTENT = {
-    Endpoint.COMPLETIONS: "prompt",
-    Endpoint.EMBEDDINGS: "input",
-    Endpoint.RESPONSES: "input",
-    Endpoint.SPEECH: "input",
-}
+OF_MESSAGES = (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
 BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 """Fields by which one engine or another bounds a completion; `n_predict` is llama.cpp's and wins there."""
 ANSWERS = ("n", "n_cmpl", "best_of")
 """Fields that ask for several completions; `n_cmpl` is llama.cpp's."""
+_CHAT_PATH = Endpoint.CHAT.engine_path
 _ONE_ANSWER = (Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
 _POSITIVE = ("max_tokens", "max_completion_tokens", "max_output_tokens", *ANSWERS)
 _OFFERS = {
@@ -104,8 +98,7 @@ _OFFERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A checked request."""
 
     endpoint: Endpoint
@@ -124,12 +117,12 @@ class Call:
     @property
     def generates(self) -> bool:
         """The engine makes tokens for it."""
-        return self.endpoint in _GENERATES or self.translated
+        return self.endpoint.generates or self.translated
 
     @property
     def path(self) -> str:
         """Where engines take it."""
-        return Endpoint.CHAT.value if self.translated else _ENGINE_PATHS.get(self.endpoint, self.endpoint.value)
+        return _CHAT_PATH if self.translated else self.endpoint.engine_path
 
     def for_route(self, route: FeedRoute) -> Call:
         """The call as this route can take it: messages become chat where its engine has only that. Raises GatewayError
@@ -139,7 +132,7 @@ class Call:
             return self
         if group == "messages" and "chat" in route.endpoints:
             data = (chat_request if self.endpoint is Endpoint.MESSAGES else counting_request)(self.data)
-            return replace(self, data=data, as_sent=False, wants_usage=False, translated=True)
+            return self._replace(data=data, as_sent=False, wants_usage=False, translated=True)
         offers = ", ".join(_OFFERS[name] for name in route.endpoints if name in _OFFERS) or "nothing"
         raise GatewayError(
             400,
@@ -179,7 +172,7 @@ class Call:
         """The same call, each of its answers held to so many tokens."""
         name = "max_output_tokens" if self.endpoint is Endpoint.RESPONSES else "max_tokens"
         rest = {field: value for field, value in self.data.items() if field not in BOUNDS}
-        return replace(self, data={**rest, name: completion_tokens}, as_sent=False)
+        return self._replace(data={**rest, name: completion_tokens}, as_sent=False)
 
 
 def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> Call:
@@ -192,7 +185,9 @@ def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> C
         raise _bad(f"The body is not valid JSON: {error}.", None) from error
     if not isinstance(data, dict):
         raise _bad("The body must be a JSON object.", None)
-    model = _model(_required(data, "model"))
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        model = _model(_required(data, "model"))
     _check_content(endpoint, data)
     stream = data.get("stream")
     if stream is not None and not isinstance(stream, bool):
@@ -203,9 +198,10 @@ def parse_call(endpoint: Endpoint, raw: bytes, content_type: bytes = _JSON) -> C
     if options is not None and not isinstance(options, dict):
         raise _bad("'stream_options' must be an object.", "stream_options")
     for name in _POSITIVE:
-        value = data.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise _bad(f"'{name}' must be a positive integer.", name)
+        if name in data:
+            value = data[name]
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise _bad(f"'{name}' must be a positive integer.", name)
     if endpoint in _ONE_ANSWER and any((data.get(name) or 1) > 1 for name in ANSWERS):
         raise _bad("This endpoint makes one answer to a request.", "n")
     wants_usage = endpoint not in _USAGE_ASKED_FOR or bool(options and options.get("include_usage") is True)
@@ -230,11 +226,14 @@ def _model(name: object) -> str:
 
 
 def _check_content(endpoint: Endpoint, data: dict[str, Any]) -> None:
-    if endpoint in (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS):
+    if endpoint in OF_MESSAGES:
         messages = _required(data, "messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
-            raise _bad("'messages' must be a non-empty list of objects.", "messages")
-    elif (name := _CONTENT.get(endpoint)) is not None:
+        if not isinstance(messages, list) or not messages:
+            raise _bad_messages()
+        for item in messages:
+            if not isinstance(item, dict):
+                raise _bad_messages()
+    elif name := endpoint.content:
         if not isinstance(_required(data, name), str | list):
             raise _bad(f"'{name}' must be a string or a list.", name)
     elif endpoint is Endpoint.RERANK:
@@ -249,6 +248,10 @@ def _required(data: dict[str, Any], name: str) -> Any:
     if data.get(name) is None:
         raise _bad(f"You must provide '{name}'.", name)
     return data[name]
+
+
+def _bad_messages() -> GatewayError:
+    return _bad("'messages' must be a non-empty list of objects.", "messages")
 
 
 def _bad(message: str, param: str | None) -> GatewayError:

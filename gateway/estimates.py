@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from gateway.calls import ANSWERS, BOUNDS, Call, Endpoint
-from gateway.quota import Ask
+from gateway.calls import ANSWERS, BOUNDS, OF_MESSAGES, Call, Endpoint
+from gateway.quotas.subjects import Ask
 from wire.feed import Price
 
 DEFAULT_COMPLETION_TOKENS = 512
@@ -22,13 +22,11 @@ _IMAGE_TOKENS = 1024  # OpenAI's tiles and most vision encoders: several hundred
 _BYTES_PER_TOKEN_OF_AUDIO = 4000
 _PREFIX_CHARACTERS = 512
 _OBEYED_BY_CHAT = ("max_completion_tokens", "max_tokens", "n_predict")
-_OBEYED = {
-    Endpoint.RESPONSES: ("max_output_tokens",),
-    Endpoint.MESSAGES: ("max_tokens",),
-    Endpoint.COUNT_TOKENS: ("max_tokens",),
-}
-"""Fields that bound an answer by the endpoint's own definition."""
+_OBEYED = {"responses": ("max_output_tokens",), "messages": ("max_tokens",)}
+"""Fields that bound an answer by the definition of its group of endpoints."""
 _SPEC_FIELDS = ("tools", "functions", "response_format", "text", "json_schema", "grammar")
+_AUDIO = (Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS)
+_NOT_COMPUTED = (Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS)
 _SESSION_FIELDS = ("prompt_cache_key", "user", "session_id")
 
 
@@ -46,21 +44,21 @@ def estimate(call: Call, max_context_tokens: int | None, price: Price | None = N
 
 def prompt_tokens(call: Call) -> int:
     """Estimated tokens of the prompt."""
-    data = call.data
-    if call.endpoint in (Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS):
-        return len(call.raw) // _BYTES_PER_TOKEN_OF_AUDIO + 1
-    if call.endpoint in (Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS) and not call.translated:
+    data, endpoint = call.data, call.endpoint
+    if endpoint in _NOT_COMPUTED and not call.translated:
         return 0  # nothing is computed by the model
-    if call.endpoint in (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS):
+    if endpoint in OF_MESSAGES:
         return _messages(data["messages"]) + _text(data.get("system")) + _spec(data)
-    if call.endpoint is Endpoint.RESPONSES:
+    if endpoint in _AUDIO:
+        return len(call.raw) // _BYTES_PER_TOKEN_OF_AUDIO + 1
+    if endpoint is Endpoint.RESPONSES:
         given = data["input"]
         inputs = _messages(given) if isinstance(given, list) else _text(given) + _MESSAGE_TOKENS
         return inputs + _text(data.get("instructions")) + _spec(data)
-    if call.endpoint is Endpoint.RERANK:
+    if endpoint is Endpoint.RERANK:
         documents = data.get("documents") or data.get("texts") or []
         return sum(_text(data["query"]) + _text(item) + _MESSAGE_TOKENS for item in documents)
-    value = data["prompt" if call.endpoint is Endpoint.COMPLETIONS else "input"]
+    value = data["prompt" if endpoint is Endpoint.COMPLETIONS else "input"]
     return sum(_prompt(item) for item in _prompts(value))
 
 
@@ -99,19 +97,29 @@ def _start(value: object) -> str:
 def _bound(call: Call) -> int | None:
     """Most tokens of one completion, as whichever engine reads the request: of several bounds each engine obeys another
     (llama.cpp `n_predict`, -1 for none). None: some engine would know no bound."""
-    found = [call.data[name] for name in BOUNDS if call.data.get(name) is not None]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in found):
-        return None
-    obeyed = any(call.data.get(name) is not None for name in _OBEYED.get(call.endpoint, _OBEYED_BY_CHAT))
-    return int(max(found)) if obeyed else None
+    data, found = call.data, 0.0
+    fields = _OBEYED.get(call.endpoint.group, _OBEYED_BY_CHAT)
+    is_obeyed = False
+    for name in BOUNDS:
+        value = data.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            return None
+        found = max(found, value)
+        is_obeyed = is_obeyed or name in fields
+    return int(found) if is_obeyed else None
 
 
 def answers(call: Call) -> int:
     """How many completions the engine makes."""
-    data = call.data
-    wanted = [int(value) for name in ANSWERS if isinstance(value := data.get(name), int | float)]
-    prompts = len(_prompts(data["prompt"])) if call.endpoint is Endpoint.COMPLETIONS else 1
-    return max([1, *wanted]) * max(1, prompts)
+    data, wanted = call.data, 1
+    for name in ANSWERS:
+        if name in data and isinstance(value := data[name], int | float):
+            wanted = max(wanted, int(value))
+    if call.endpoint is Endpoint.COMPLETIONS:
+        wanted *= max(1, len(_prompts(data["prompt"])))
+    return wanted
 
 
 def _prompts(value: object) -> list[Any]:
@@ -138,7 +146,11 @@ def _messages(messages: Iterable[Any]) -> int:
 
 def _spec(data: dict[str, Any]) -> int:
     """Tools and schemas go into the prompt as text."""
-    return sum(_size(data[name]) for name in _SPEC_FIELDS if data.get(name))
+    total = 0
+    for name in _SPEC_FIELDS:
+        if data.get(name):
+            total += _size(data[name])
+    return total
 
 
 def _size(value: Any) -> int:

@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from gateway.access import Caller, authenticate, client_address, credentials, find_route, refused
-from gateway.answers import JSON, send_error
+from gateway.accesslog import Line, moment
+from gateway.answers import JSON, rate_lines, send_error
 from gateway.calls import Call, Endpoint, parse_call
 from gateway.errors import GatewayError, gateway_starting
 from gateway.estimates import answers, estimate, prompt_tokens
@@ -14,12 +15,13 @@ from gateway.fair import Share
 from gateway.http.request import BadBody, BodyTooLarge, ClientGone, Header, Request
 from gateway.meter import Dialect, Meter, Usage, error_body, error_event
 from gateway.metrics import UNKNOWN_MODEL
-from gateway.quota import Ask, Hold, Rate, Refusal, Subject
+from gateway.quotas.ledger import Hold
+from gateway.quotas.subjects import Ask, Refusal, Subject
+from gateway.quotas.windows import Spent
 from gateway.relay import Opened, Pipe, StreamBroken
 from gateway.service import Service, instant
 from gateway.state import State
 from gateway.usage.records import Record
-from gateway.windows import Spent
 from wire.feed import Price
 
 CLIENT_CLOSED = 499
@@ -40,6 +42,8 @@ class Exchange:
         if endpoint.dialect is Dialect.ANTHROPIC:
             common.append((b"request-id", request_id))  # Anthropic's name for it
         self._request_id = request_id
+        self._lines = b""
+        """Header lines that tell of quotas."""
         self._started_at = time.monotonic()
         self._whole_at: float | None = None
         self._pipe: Pipe | None = None
@@ -118,7 +122,8 @@ class Exchange:
             self._request.write(error_event(self._endpoint.dialect, error))
             self._request.cut()  # without the end of the body: nobody takes it for a whole answer
         else:
-            send_error(self._request, error, self._common, error_body(self._endpoint.dialect, error))
+            body = error_body(self._endpoint.dialect, error)
+            send_error(self._request, error, self._common, body, self._lines)
 
     def _leave(self) -> None:
         """The client has gone."""
@@ -174,22 +179,17 @@ class Exchange:
         except Refusal as refusal:
             raise refused(refusal) from None
         finally:
-            self._add_rates(*ledger.rates(subjects, now))
+            requests, tokens = ledger.rates(subjects, now)
+            lines = b"" if requests is None else rate_lines(b"requests", requests)
+            if tokens is not None:
+                lines += rate_lines(b"tokens", tokens)
             if warnings := ledger.warnings(subjects, now):
-                self._common.append((b"x-stokehold-quota-warning", ", ".join(warnings).encode()))
+                lines += b"x-stokehold-quota-warning: %b\r\n" % ", ".join(warnings).encode()
+            self._lines = lines
         if hold.bound is None or not call.generates:
             return call
         self._call = call.bounded_to(max(1, hold.bound // answers(call)))
         return self._call
-
-    def _add_rates(self, requests: Rate | None, tokens: Rate | None) -> None:
-        for name, rate in ((b"requests", requests), (b"tokens", tokens)):
-            if rate is not None:
-                self._common += (
-                    (b"x-ratelimit-limit-" + name, b"%d" % rate.limit),
-                    (b"x-ratelimit-remaining-" + name, b"%d" % rate.remaining),
-                    (b"x-ratelimit-reset-" + name, _span(rate.reset_s)),
-                )
 
     async def _relay(self, call: Call) -> None:
         relay = self._service.relay
@@ -215,7 +215,7 @@ class Exchange:
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
         self._status = 200
         self._account()  # before the client has it: a process that dies in between has counted it
-        self._request.answer(200, [(b"content-type", content_type), *self._common], body)
+        self._request.answer(200, [(b"content-type", content_type), *self._common], body, self._lines)
 
     async def _stream(self, call: Call, opened: Opened) -> None:
         meter = self._meter = opened.call.meter()
@@ -236,23 +236,26 @@ class Exchange:
         request.finish()
 
     def _begin_stream(self) -> None:
-        self._request.start(200, [*_STREAM, *self._common])
+        self._request.start(200, [*_STREAM, *self._common], self._lines)
 
     def _begin(self) -> None:
         """An engine is about to be asked: from now on the request counts, even if this process dies."""
         if self._caller is not None and self._call is not None:
             asked = Usage(self._ask.prompt_tokens if self._subjects else prompt_tokens(self._call), 0, 0)
-            record = self._record(self._caller, _DIED, asked, self._cost(asked), 0, 0)
-            self._begun = self._service.journal.begin(record)
+            now = time.time()
+            record = self._record(self._caller, now, _DIED, asked, self._cost(asked), 0, 0)
+            self._begun = self._service.journal.begin(now, record)
 
     def _cost(self, usage: Usage) -> int:
         if self._price is None:
             return 0
         return self._price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
 
-    def _record(self, caller: Caller, status: int, usage: Usage, cost: int, duration_ms: int, ttft_ms: int) -> Record:
+    def _record(
+        self, caller: Caller, at: float, status: int, usage: Usage, cost: int, duration_ms: int, ttft_ms: int
+    ) -> Record:
         return Record(
-            int(time.time() // 3600) * 3600,
+            int(at // 3600) * 3600,
             caller.project.project.id,
             caller.key.key.id,
             self._model,
@@ -285,23 +288,26 @@ class Exchange:
             service.quota.settle(self._hold, Spent(usage.total, cost), ended)
         if caller is not None and call is not None:
             ttft_ms = 0 if ttft_s is None else max(1, int(ttft_s * 1000))
-            service.journal.add(self._record(caller, self._status, usage, cost, int(duration_s * 1000), ttft_ms))
+            took_ms = int(duration_s * 1000)
+            service.journal.add(self._record(caller, ended.unix_s, self._status, usage, cost, took_ms, ttft_ms))
             service.throughput.add(usage.total, ended.monotonic_s)
         service.metrics.finished(self._model, self._status, usage, duration_s, ttft_s)
         if service.settings.access_log:
             service.access_log.add(
-                ended.unix_s,
-                path=self._endpoint.value,
-                status=self._status,
-                model=self._model,
-                key=None if caller is None else f"sk-stk-{caller.key.key.id}",
-                instance=self._instance_id,
-                stream=call is not None and call.stream,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                took_ms=round(duration_s * 1000, 1),
-                ttft_ms=None if ttft_s is None else round(ttft_s * 1000, 1),
-                request_id=self._request_id.decode(),
+                Line(
+                    moment(ended.unix_s),
+                    self._request.path,
+                    self._status,
+                    self._model,
+                    None if caller is None else f"sk-stk-{caller.key.key.id}",
+                    self._instance_id,
+                    call is not None and call.stream,
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                    round(duration_s * 1000, 1),
+                    None if ttft_s is None else round(ttft_s * 1000, 1),
+                    self._request_id.decode(),
+                )
             )
 
 
@@ -322,11 +328,3 @@ def _too_large(limit: int) -> GatewayError:
         "request_too_large",
         f"The body is larger than {limit // (1024 * 1024)} MiB.",
     )
-
-
-def _span(seconds: float) -> bytes:
-    """A duration as OpenAI writes it in x-ratelimit-reset: 6m0s, 12s, 20ms."""
-    if seconds < 1:
-        return b"%dms" % int(seconds * 1000)
-    minutes, rest = divmod(int(seconds), 60)
-    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest

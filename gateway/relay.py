@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -36,8 +37,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
 _MAX_ERROR_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """An engine's answer with status 200: whole, or a stream. Give it to `Relay.close`."""
 
     name: str
@@ -117,54 +117,46 @@ class Relay:
         """An answer of one route; None when it cannot be had there, and another may be asked.
 
         Raises GatewayError for what is the client's own to mend; also for the engine's faults when there is no other.
+        The turn that it takes is given back, unless by `close`.
         """
+        opened, is_inside = None, False
+        found: FeedRoute | None = leaf
         try:
             call = turn.call.for_route(leaf)
-            found = await self._enter(turn, leaf)
-            if found is not None:
-                return await self._try_inside(turn, found, call)
+            if not self._turns.try_enter(leaf.id):
+                found = await self._wait(turn, leaf)
+            is_inside = True
+            while found is not None and (asked := self._next(found, call, turn)) is not None:
+                name, line, model = asked
+                if turn.tries and not self._retries.may_retry(time.monotonic()):
+                    turn.last = "too many retries"
+                    break
+                if not turn.tries:
+                    turn.begin()
+                turn.tries += 1
+                try:
+                    opened = await self._try(name, line, model, found, call, turn.request_id)
+                    return opened
+                except EngineUnreachable as error:
+                    self._failed(name, turn, error)
         except GatewayError as error:
             if is_last or not (error.status >= 500 or error.status == 429 or error.code == "unsupported_by_model"):
                 raise
             turn.last = error.code
             log.info("route.passed_over", route=leaf.id, model=turn.call.model, code=error.code)
+        finally:
+            if is_inside and opened is None:
+                self._turns.leave(leaf.id)
         return None
 
-    async def _enter(self, turn: _Turn, leaf: FeedRoute) -> FeedRoute | None:
+    async def _wait(self, turn: _Turn, leaf: FeedRoute) -> FeedRoute | None:
         """The route as it is once there is room in it; None when it has gone meanwhile. Raises GatewayError 429."""
-        if self._turns.try_enter(leaf.id):
-            return leaf
         began = time.monotonic()
         try:
             await self._turns.wait(leaf.id, turn.share)
         finally:
             turn.waited_s += time.monotonic() - began
-        found = self._find_route(leaf.id)
-        if found is None:
-            self._turns.leave(leaf.id)
-        return found
-
-    async def _try_inside(self, turn: _Turn, leaf: FeedRoute, call: Call) -> Opened | None:
-        """As `_try_route`. The turn that it has taken is given back, unless by `close`."""
-        opened = None
-        try:
-            while (found := self._next(leaf, call, turn)) is not None:
-                name, line, model = found
-                if turn.tries and not self._retries.may_retry(time.monotonic()):
-                    turn.last = "too many retries"
-                    return None
-                if not turn.tries:
-                    turn.begin()
-                turn.tries += 1
-                try:
-                    opened = await self._try(name, line, model, leaf, call, turn.request_id)
-                    return opened
-                except EngineUnreachable as error:
-                    self._failed(name, turn, error)
-        finally:
-            if opened is None:
-                self._turns.leave(leaf.id)
-        return None
+        return self._find_route(leaf.id)
 
     def _next(self, leaf: FeedRoute, call: Call, turn: _Turn) -> tuple[str, Line, str] | None:
         """(name, line, name of the model there) of what is to be asked next of a route."""

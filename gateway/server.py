@@ -22,9 +22,9 @@ from gateway.feed import Feed
 from gateway.home import Home, own_host_id
 from gateway.http.server import Server
 from gateway.metrics import Metrics
-from gateway.minutes import Minutes
+from gateway.quotas.minutes import Minutes
+from gateway.quotas.shared import SharedLedger
 from gateway.service import Service, Settings
-from gateway.shared import SharedLedger
 from gateway.upstream import Pool
 from gateway.usage.journal import Journal
 from wire.join import NodeIdentity
@@ -98,10 +98,13 @@ class Gateway:
         self.service = service
         feed = self._feed(service, host_id, port, tls)
         service.attach(feed)
-        service.recover()
-        minutes = Minutes(self.home.minutes, service.ledger)
         if not self.is_child:
-            minutes.load()
+            minutes = Minutes(self.home.minutes, service.ledger)
+            minutes.load(self.home.journal)  # before the journal is tidied up
+            if not isinstance(service.quota, SharedLedger):
+                service.journal.keep = minutes.keep
+        service.recover()
+        await service.journal.step(asyncio.get_running_loop().time())  # from the first request on it is written ahead
         feed.load()
         server = Server(App(service), bad_request)
         monitor = Server(Monitor(service), bad_request)
@@ -112,8 +115,6 @@ class Gateway:
         ]
         if isinstance(service.quota, SharedLedger):
             tasks.append(asyncio.create_task(_watched("quota", service.quota.run())))
-        elif not self.is_child:
-            tasks.append(asyncio.create_task(_watched("minutes", minutes.run())))
         journal = asyncio.create_task(_watched("journal", service.journal.run()))
         with _signals(self.stop):
             try:

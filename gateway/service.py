@@ -13,14 +13,14 @@ from gateway.fair import Turns
 from gateway.family import ChildFeed
 from gateway.feed import Change, Feed
 from gateway.metrics import Metrics
-from gateway.quota import Ledger
+from gateway.quotas.ledger import Ledger
+from gateway.quotas.shared import SharedLedger
+from gateway.quotas.windows import Instant
 from gateway.relay import Relay
 from gateway.routing import Balancer
-from gateway.shared import SharedLedger
 from gateway.state import Network, State, accounts_of
 from gateway.upstream import Pool, outside_name
 from gateway.usage.journal import Journal
-from gateway.windows import Instant
 from wire.feed import FeedRoute, GatewayStatus
 
 _RATE_WINDOW_S = 60

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from gateway.quota import Subject, key_account, model_account, project_account
+from gateway.quotas.subjects import Subject, key_account, model_account, project_account
 from wire.feed import FeedDelta, FeedKey, FeedProject, FeedRoute, FeedSnapshot, Limits
 
 Network = IPv4Network | IPv6Network

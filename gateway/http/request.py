@@ -171,24 +171,25 @@ class Request:
         """The client does not take a streamed answer as fast as it comes; `on_room` tells when it does again."""
         return self._line.jammed
 
-    def answer(self, status: int, headers: Sequence[Header], body: bytes) -> None:
-        """A whole answer."""
+    def answer(self, status: int, headers: Sequence[Header], body: bytes, lines: bytes = b"") -> None:
+        """A whole answer. `lines` are more header lines, as they go over the wire, each with its end."""
         if self.gone:
             return
         self.started = True
         length = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
-        head = self._head(status, headers, length)
+        head = self._head(status, headers, lines + length)
         self._line.write(head if self.method == "HEAD" else head + body)
         self._line.end(keep=self._may_keep())
 
-    def start(self, status: int, headers: Sequence[Header]) -> None:
-        """Begin a streamed answer."""
+    def start(self, status: int, headers: Sequence[Header], lines: bytes = b"") -> None:
+        """Begin a streamed answer; `lines` as for `answer`."""
         if self.gone:
             return
         self.started = True
         if not self.chunked:
             self.keep_alive = False
-        self._line.write(self._head(status, headers, b"transfer-encoding: chunked\r\n" if self.chunked else b""))
+        framing = b"transfer-encoding: chunked\r\n" if self.chunked else b""
+        self._line.write(self._head(status, headers, lines + framing))
 
     def write(self, data: bytes) -> None:
         """A piece of a streamed answer, not empty."""
@@ -213,9 +214,9 @@ class Request:
             return False
         return self.complete or (self.length is not None and self.length - self._size <= _SMALL_BODY_BYTES)
 
-    def _head(self, status: int, headers: Sequence[Header], framing: bytes) -> bytes:
+    def _head(self, status: int, headers: Sequence[Header], lines: bytes) -> bytes:
         parts = [_LINES[status] if status in _LINES else b"HTTP/1.1 %d -\r\n" % status]
         parts += [b"%b: %b\r\n" % header for header in headers]
-        parts.append(framing)
+        parts.append(lines)
         parts.append(b"\r\n" if self._may_keep() else b"connection: close\r\n\r\n")
         return b"".join(parts)

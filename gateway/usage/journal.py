@@ -20,6 +20,7 @@ import structlog
 
 from gateway.usage.openfile import OpenFile, write_whole
 from gateway.usage.records import Begun, Group, Record, add_up, encode_line, read_lines, recovered, rows_of, sum_rows
+from gateway.usage.replay import Place
 from wire.feed import UsageBatch
 
 log = structlog.get_logger(__name__)
@@ -58,6 +59,9 @@ class Journal:
         """Set while nothing waits for its acknowledgement."""
         self.on_batch: Callable[[UsageBatch], None] = lambda batch: None
         self.is_connected: Callable[[], bool] = lambda: False
+        self.keep: Callable[[Place], Callable[[], None]] = lambda _: _nothing
+        """Called when lines go to a new file, whose beginning it is given; what it returns is done (in a thread, may
+        raise OSError) before the old one is dropped."""
 
     def recover(self) -> None:
         """Take up what earlier processes left; before `run`."""
@@ -74,11 +78,12 @@ class Journal:
         if self.waiting:
             log.info("journal.recovered", batches=len(self.waiting))
 
-    def begin(self, record: Record) -> str:
-        """A request goes to an engine: how it counts if this process dies before `add`. Returns `Record.begun`."""
+    def begin(self, at: float, record: Record) -> str:
+        """A request goes to an engine at this Unix time: how it counts if this process dies before `add`. Returns
+        `Record.begun`."""
         self._number += 1
         name = f"{self._begun}{self._number:x}"
-        line = self._at_engines[name] = encode_line(Begun(name, record)) + b"\n"
+        line = self._at_engines[name] = encode_line(Begun(name, record, int(at))) + b"\n"
         if self._file is not None:
             self._file.append(line)
         return name
@@ -122,6 +127,10 @@ class Journal:
         """End `run` and write all that is known; the next process delivers what has not been acknowledged."""
         self._stop.set()
         await self.step(0.0, roll=True)
+        try:
+            await asyncio.to_thread(self.keep(self._place()))
+        except OSError as error:
+            log.error("journal.write_failed", error=str(error), remedy="Free space on the gateway's disk.")
         if self._file is not None and not (self._sums or self._fresh or self._unwritten or self._at_engines):
             self._file.drop()
             self._file = None
@@ -165,8 +174,10 @@ class Journal:
         self._sum_up()
         sums, self._sums = self._sums, {}
         self._use(after)
+        keep = self.keep(self._place())
         batch = UsageBatch(batch_id=before.path.stem, rows=rows_of(sums))
         try:
+            await asyncio.to_thread(keep)
             await asyncio.to_thread(write_whole, before.path.with_suffix(".batch"), encode_line(batch))
         except OSError:
             self._take_back(before, after, sums)
@@ -175,6 +186,10 @@ class Journal:
         self.waiting[batch.batch_id] = batch
         self.delivered.clear()
         self.on_batch(batch)
+
+    def _place(self) -> Place:
+        """Where the next line goes."""
+        return Place() if self._file is None else Place(self._file.path.stem, self._file.size)
 
     def _make(self) -> OpenFile:
         return OpenFile(self._folder / f"{time.time_ns():016x}{secrets.token_hex(8)}.open")
@@ -192,6 +207,10 @@ class Journal:
         for line in self._at_engines.values():
             before.append(line)
         after.drop()
+
+
+def _nothing() -> None:
+    """There is nothing to keep."""
 
 
 def seal(folder: Path) -> None:

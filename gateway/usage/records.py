@@ -37,6 +37,8 @@ class Begun(NamedTuple):
 
     name: str
     record: Record
+    unix_s: int = 0
+    """When; missing in lines of earlier releases."""
 
 
 Group = tuple[int, str, str, str, int]

@@ -18,6 +18,7 @@ from gateway.usage.records import Record, sum_rows
 from wire.feed import UsageBatch
 
 pytestmark = pytest.mark.asyncio
+NOW = 1_800_000_000.0
 
 
 def record(tokens: int = 1, key: str = "k", hour: int = 0) -> Record:
@@ -70,7 +71,7 @@ def statuses(journal: Journal) -> Counter[int]:
 async def test_what_was_at_an_engine_counts_when_the_process_dies(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     await journal.step(0.0)
-    begun = [journal.begin(record()._replace(status=500)) for _ in range(5)]
+    begun = [journal.begin(NOW, record()._replace(status=500)) for _ in range(5)]
     for name in begun[:3]:
         journal.add(record()._replace(begun=name))
     assert statuses(opened(tmp_path)) == {200: 3, 500: 2}
@@ -79,7 +80,7 @@ async def test_what_was_at_an_engine_counts_when_the_process_dies(tmp_path: Path
 async def test_what_is_at_an_engine_while_a_batch_is_rolled_counts_once(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     await journal.step(0.0)
-    ends, dies = journal.begin(record()._replace(status=500)), journal.begin(record()._replace(status=500))
+    ends, dies = journal.begin(NOW, record()._replace(status=500)), journal.begin(NOW, record()._replace(status=500))
     journal.add(record())
     [old] = tmp_path.glob("*.open")
     lines = old.read_bytes()
@@ -99,7 +100,7 @@ async def test_each_request_is_counted_once_whatever_happens_and_when(steps: lis
         journal = opened(folder)
         for number, step in enumerate(steps):
             if step == "begin":
-                running.append(journal.begin(record()._replace(status=500)))
+                running.append(journal.begin(NOW, record()._replace(status=500)))
                 told += 1
             elif step == "end" and running:
                 journal.add(record()._replace(begun=running.pop(len(running) // 2)))

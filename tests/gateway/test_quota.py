@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.quota import SETTLING_S, Ask, Hold, Ledger, LimitKind, Refusal, Subject, day_number, month_days
-from gateway.windows import Instant, Spent, Window
+from gateway.quotas.ledger import Hold, Ledger
+from gateway.quotas.subjects import SETTLING_S, Ask, LimitKind, Refusal, Subject, day_number, month_days
+from gateway.quotas.windows import Instant, Spent, Window
 from wire.feed import Limits, UsageRow, Used
 
 NOON = dt.datetime(2026, 3, 31, 12, tzinfo=dt.UTC).timestamp()

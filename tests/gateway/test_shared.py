@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.quota import Ask, Hold, Ledger, LimitKind, Refusal, Subject
-from gateway.shared import SharedLedger
-from gateway.windows import Instant, Spent
+from gateway.quotas.ledger import Hold, Ledger
+from gateway.quotas.shared import SharedLedger
+from gateway.quotas.subjects import Ask, LimitKind, Refusal, Subject
+from gateway.quotas.windows import Instant, Spent
 from tests.gateway.master import until
 from tests.valkey import Valkey, running_valkey
 from wire.feed import Limits, Price, Used

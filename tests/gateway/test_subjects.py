@@ -12,10 +12,11 @@ import pytest
 
 from gateway.access import authenticate, refused
 from gateway.errors import GatewayError
-from gateway.quota import Ask, Ledger, LimitKind, Refusal, Subject
+from gateway.quotas.ledger import Ledger
+from gateway.quotas.subjects import Ask, LimitKind, Refusal, Subject
+from gateway.quotas.windows import Instant, Spent
 from gateway.service import Settings
 from gateway.state import Network, State, from_snapshot, ip_network
-from gateway.windows import Instant, Spent
 from tests.gateway.master import PEPPER, make_feed_key, make_project, make_route, until
 from tests.gateway.test_errors import refused as refused_by
 from tests.gateway.test_quota import NOON, at

@@ -262,9 +262,10 @@ def test_the_gateways_own_refusals_reach_the_page(served: Served, admin: User) -
 
 
 def test_stop_reaches_the_engine(served: Served, admin: User) -> None:
-    served.engine.endless = lambda number: f"data: {json.dumps({'choices': [], 'number': number})}\n\n".encode()
+    served.engine.words = ("word",) * 5000  # minutes of them
     answer = Browser(served, admin).ask(make_project().pk, stream=True)
-    next(answer.iter_content(None))
+    first = next(answer.iter_content(None)).decode()
+    assert '"status": 200' in first, first
     wait_for(lambda: served.engine.active == 1, within_s=10, what="the engine's work")
     answer.close()
     wait_for(lambda: served.engine.active == 0, within_s=5, what="the engine's end")

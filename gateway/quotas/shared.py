@@ -23,19 +23,10 @@ import redis.asyncio as redis
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.quota import (
-    Ask,
-    Hold,
-    Ledger,
-    LimitKind,
-    Rate,
-    Refusal,
-    Subject,
-    check_size,
-    day_number,
-    month_days,
-)
-from gateway.windows import Instant, Spent
+from gateway.quotas.checks import check_size
+from gateway.quotas.ledger import Hold, Ledger
+from gateway.quotas.subjects import Ask, LimitKind, Rate, Refusal, Subject, day_number, month_days
+from gateway.quotas.windows import Instant, Spent
 from wire.feed import Limits
 
 log = structlog.get_logger(__name__)
@@ -64,7 +55,7 @@ class SharedLedger:
     def __init__(self, url: str, local: Ledger, *, prefix: str = "stokehold:quota:", alive_s: int = ALIVE_S) -> None:
         """`url`: redis://, rediss:// or unix:// as redis-py takes it. Raises ValueError for another."""
         self._client = redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0, health_check_interval=0)
-        source = resources.files("gateway").joinpath("shared.lua").read_text()
+        source = resources.files("gateway.quotas").joinpath("shared.lua").read_text()
         self._script = self._client.register_script(source)
         self._prefix = prefix
         self._alive_s = alive_s
@@ -190,11 +181,10 @@ class SharedLedger:
 
     def _about(self, subject: Subject, at: Instant) -> list[Any]:
         limits, used = subject.limits, subject.used
-        today, month, told = day_number(at.unix_s), month_days(at.unix_s), day_number(subject.received_at)
+        today, month, told = day_number(at.unix_s), month_days(at.unix_s), subject.told_day
         base_today = used.tokens_today if told == today else 0
         base_month, base_cost = (used.tokens_this_month, used.cost_this_month) if told in month else (0, 0)
-        of_today = self._local.local(subject.name, range(today, today + 1), at)
-        of_month = self._local.local(subject.name, month, at)
+        of_today, of_month = self._local.local(subject.name, at)
         return [
             subject.name,
             _limit(limits.requests_per_minute),
@@ -206,7 +196,7 @@ class SharedLedger:
             base_today,
             base_month,
             base_cost,
-            base_today + of_today.tokens,
+            base_today + of_today,
             base_month + of_month.tokens,
             base_cost + of_month.cost,
         ]
@@ -323,7 +313,7 @@ def _share(subject: Subject, processes: int, at: Instant) -> Subject:
     """The subject with the part of its limits that one of `processes` may use by itself; at least one of each."""
     if processes == 1:
         return subject
-    limits, used, told = subject.limits, subject.used, day_number(subject.received_at)
+    limits, used, told = subject.limits, subject.used, subject.told_day
     in_month = told in month_days(at.unix_s)
     changes = {
         name: max(1, limit // processes)
