@@ -22,12 +22,16 @@ from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
 
 from apikeys import access, services, usage
-from apikeys.models import ApiKey, Membership, ModelQuota, Project
+from apikeys.errors import MadeByKey
+from apikeys.management_keys import create_management_key, revoke_management_key, visible_management_keys
+from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project
 from apikeys.serializers import (
     KeySerializer,
+    ManagementKeySerializer,
     MembershipSerializer,
     ModelQuotaSerializer,
     NewKeySerializer,
+    NewManagementKeySerializer,
     ProjectSerializer,
     QuotaWarningSerializer,
     RotationSerializer,
@@ -217,6 +221,43 @@ class KeysViewSet(
         return Response(answer, headers={"Cache-Control": "no-store"})
 
 
+@extend_schema_view(
+    list=extend_schema(summary="List management keys: your own, or all for those who manage people"),
+    retrieve=extend_schema(summary="Show a management key, without its secret"),
+)
+class ManagementKeysViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+    """Credentials for this API. A key is no way to make another."""
+
+    queryset = ManagementKey.objects.order_by("-created_at", "pk")
+    serializer_class = ManagementKeySerializer
+    permission_classes = [IsAuthenticated]
+    http_method_names = ["get", "post", "head", "options"]
+    filterset_fields = ["read_only"]
+    search_fields = ["id", "name", "user__username"]
+    ordering_fields = ["created_at", "name", "last_used_at", "expires_at"]
+
+    def get_queryset(self) -> QuerySet[ManagementKey]:
+        return visible_management_keys(self.request.user).order_by("-created_at", "pk")
+
+    @extend_schema(
+        summary="Make a management key", request=ManagementKeySerializer, responses={201: NewManagementKeySerializer}
+    )
+    def create(self, request: Request) -> Response:
+        if isinstance(request.auth, ManagementKey):
+            raise MadeByKey("A management key cannot make management keys.")
+        asked = self.get_serializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        key, text = create_management_key(**asked.validated_data, by=request.user, now=timezone.now())
+        headers = {"Location": f"{request.path}{key.pk}/", "Cache-Control": "no-store"}
+        return Response({**self.get_serializer(key).data, "key": text}, status=status.HTTP_201_CREATED, headers=headers)
+
+    @extend_schema(summary="Revoke a management key, at once and for good", request=None)
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: str) -> Response:
+        key = revoke_management_key(self.get_object(), timezone.now(), actor=request.user.get_username())
+        return Response(self.get_serializer(key).data)
+
+
 class _UsageView(generics.GenericAPIView):
     permission_classes = [IsAuthenticated]
     serializer_class = UsageTotalSerializer
@@ -258,6 +299,7 @@ class UsageExportView(_UsageView):
 def register(router: BaseRouter) -> None:
     router.register("projects", ProjectsViewSet)
     router.register("keys", KeysViewSet)
+    router.register("management-keys", ManagementKeysViewSet)
 
 
 urlpatterns = [

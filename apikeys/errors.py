@@ -55,6 +55,18 @@ class KeyRevoked(KeysError):
     remedy = "Make a new key: a revoked one stays revoked."
 
 
+class NotForOthers(KeysError):
+    code = "not_for_others"
+    status = 403
+    remedy = "Sign in as that person, or ask a superuser."
+
+
+class MadeByKey(KeysError):
+    code = "key_makes_no_keys"
+    status = 403
+    remedy = "Make it in the admin, with a token of POST /api/v1/auth/token, or with `create_management_key`."
+
+
 class ProjectInUse(KeysError):
     code = "project_in_use"
     status = 409

@@ -112,10 +112,7 @@ class KeyForm(LimitsForm):
         self.fields["allowed_models"].choices = [(name, name) for name in sorted({*public_names(), *chosen})]
 
     def clean_allowed_networks(self) -> list[str] | None:
-        try:
-            return checked_networks(self.cleaned_data["allowed_networks"].replace(",", " ").split())
-        except InvalidNetworks as error:
-            raise forms.ValidationError(f"{error.message} {error.remedy}") from error
+        return _networks_of(self.cleaned_data["allowed_networks"])
 
     def scopes(self) -> dict[str, Any]:
         """What the key is limited to, as the services take it."""
@@ -124,11 +121,51 @@ class KeyForm(LimitsForm):
         return {**scopes, "service": self.cleaned_data["service"], "expires_at": self.cleaned_data["expires_at"]}
 
 
+def _networks_of(text: str) -> list[str] | None:
+    try:
+        return checked_networks(text.replace(",", " ").split())
+    except InvalidNetworks as error:
+        raise forms.ValidationError(f"{error.message} {error.remedy}") from error
+
+
 def key_initial(row: ApiKey) -> dict[str, Any]:
     """What the form of a key shows of it."""
     shown = {name: getattr(row, name) for name in ("name", "allowed_models", "allowed_endpoints", "service")}
     networks = "\n".join(row.allowed_networks or ())
     return {**limits_initial(row), **shown, "allowed_networks": networks, "expires_at": row.expires_at}
+
+
+class ManagementKeyForm(PageForm):
+    """A management key: for what, how much, from where, how long."""
+
+    user = forms.ModelChoiceField(
+        get_user_model().objects.none(), empty_label=None, to_field_name="username", label="Acts as"
+    )
+    name = forms.CharField(max_length=80, help_text="The script or machine that uses it.")
+    read_only = forms.BooleanField(
+        required=False, initial=True, label="Read only", help_text="Off: it may change whatever its person may."
+    )
+    allowed_networks = forms.CharField(
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 2, "placeholder": "10.1.0.0/16"}),
+        label="Networks its clients come from",
+        help_text="One CIDR or address a line; empty: from anywhere.",
+    )
+    expires_at = forms.DateTimeField(
+        required=False,
+        label="Expires (UTC)",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        help_text="Empty: never.",
+    )
+
+    def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        people = get_user_model().objects.filter(is_active=True).order_by("username")
+        self.fields["user"].queryset = people if user.is_superuser else people.filter(pk=user.pk)
+        self.initial.setdefault("user", user.get_username())
+
+    def clean_allowed_networks(self) -> list[str] | None:
+        return _networks_of(self.cleaned_data["allowed_networks"])
 
 
 class RotateForm(PageForm):

@@ -112,6 +112,33 @@ class ApiKey(Limits):
         return f"sk-stk-{self.id}"
 
 
+class ManagementKey(models.Model):
+    """A person's credential `stk-mgmt-<id>-<secret>` for the REST API; shown once, kept as a keyed hash."""
+
+    id = models.CharField(primary_key=True, max_length=8, editable=False)
+    secret_hash = models.CharField(max_length=64, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="management_keys")
+    name = models.CharField(max_length=80)
+    read_only = models.BooleanField(default=True, help_text="It may look, and change nothing.")
+    allowed_networks = models.JSONField(null=True, blank=True, help_text="CIDRs its clients come from; empty: any.")
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.CharField(max_length=150, blank=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, editable=False)  # to ten minutes
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+    @property
+    def prefix(self) -> str:
+        """The readable start of the key, by which people tell keys apart."""
+        return f"stk-mgmt-{self.id}"
+
+
 class UsageBatch(models.Model):
     """A delivered batch: its id makes delivery exactly-once. Old rows are deleted by a task."""
 

@@ -12,7 +12,7 @@ from rest_framework import serializers
 
 from apikeys import services, usage
 from apikeys.checks import HIGHEST_PRIORITY, LONGEST_OVERLAP
-from apikeys.models import ApiKey, Membership, ModelQuota, Project, ProjectRole, QuotaWarning
+from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project, ProjectRole, QuotaWarning
 from apikeys.money import PLACES, from_nano, to_nano
 from wire.feed import ENDPOINT_GROUPS
 
@@ -109,6 +109,38 @@ class MembershipSerializer(serializers.ModelSerializer):
     class Meta:
         model = Membership
         fields = ["user", "user_id", "role"]
+
+
+class ManagementKeySerializer(serializers.ModelSerializer):
+    """A management key without its secret. `user` is whose rights it has; yours when left out."""
+
+    prefix = serializers.CharField(read_only=True)
+    user = serializers.SlugRelatedField(
+        slug_field="username", queryset=get_user_model().objects.all(), default=serializers.CurrentUserDefault()
+    )
+    allowed_networks = serializers.ListField(
+        child=serializers.CharField(max_length=60),
+        allow_null=True,
+        required=False,
+        help_text="CIDRs its clients come from; null: any.",
+    )
+
+    class Meta:
+        model = ManagementKey
+        fields = [
+            *("id", "prefix", "user", "name", "read_only", "allowed_networks", "expires_at", "revoked_at"),
+            *("created_at", "created_by", "last_used_at"),
+        ]
+        read_only_fields = ["id", "revoked_at", "created_at", "created_by", "last_used_at"]
+
+
+class NewManagementKeySerializer(ManagementKeySerializer):
+    """The one answer that holds the whole key."""
+
+    key = serializers.CharField(read_only=True)
+
+    class Meta(ManagementKeySerializer.Meta):
+        fields = [*ManagementKeySerializer.Meta.fields, "key"]
 
 
 class KeySerializer(serializers.ModelSerializer):

@@ -15,7 +15,8 @@ from wire.errors import Problem
 
 _REMEDIES = {
     400: "Correct the fields named in `errors` and send it again; /api/v1/docs shows what is expected.",
-    401: "Get a token at POST /api/v1/auth/token and send it as `Authorization: Bearer ...`.",
+    401: "Send `Authorization: Bearer ...` with a management key (made in the admin) or a token of POST "
+    "/api/v1/auth/token.",
     403: "Ask an administrator for the permission, or use another account.",
     404: "Look at the list for what exists.",
     405: "See the `Allow` header for what this address takes.",
@@ -61,7 +62,7 @@ def _from_api_exception(error: exceptions.APIException) -> Response:
         message, code = str(error.detail), error.detail.code or code
     elif isinstance(error.detail, dict) and "detail" in error.detail:
         message, code = str(error.detail["detail"]), str(error.detail.get("code", code))
-    response = problem(status, str(code), message, **more)
+    response = problem(status, str(code), message, getattr(error, "remedy", ""), **more)
     if getattr(error, "auth_header", None):
         response["WWW-Authenticate"] = error.auth_header
     if getattr(error, "wait", None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from auditlog.registry import auditlog
 from django.contrib.auth.models import Group, User
 
-from apikeys.models import ApiKey, Membership, ModelQuota, Project
+from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project
 from deployments.models import Deployment, ModelPrice, Provider, Revision, Route
 from fleet.models import Gateway, JoinToken, Server
 from models_registry.models import Model
@@ -24,6 +24,7 @@ def register_all() -> None:
     auditlog.register(Project, exclude_fields=["updated_at"])
     auditlog.register(Membership)
     auditlog.register(ApiKey, exclude_fields=["secret_hash", "previous_hash", "updated_at", "last_used_at"])
+    auditlog.register(ManagementKey, exclude_fields=["secret_hash", "last_used_at"])
     auditlog.register(ModelQuota, exclude_fields=["updated_at"])
     auditlog.register(Provider, exclude_fields=["sealed_key", "updated_at"])
     auditlog.register(Route, exclude_fields=["updated_at"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
 
 import structlog
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_user, get_user_model
 from django.utils import timezone
 
 from monitoring.live import topics
@@ -18,7 +19,7 @@ from monitoring.live import topics
 log = structlog.get_logger(__name__)
 
 POLL_S = 1.0
-RECHECK_POLLS = 15  # then: is this person still staff, with the permission?
+RECHECK_POLLS = 15  # then: is this person still signed in, of the staff, with the permission?
 MAX_SLOTS = 2000
 NO_LOGIN, FORBIDDEN, NO_TOPIC = 4401, 4403, 4404
 
@@ -80,13 +81,20 @@ class Poller:
 
     async def _recheck(self) -> None:
         for page in list(self.pages):
-            if not await database_sync_to_async(_still_allowed)(page.user.pk, self.topic):
+            user = await database_sync_to_async(_person_now)(page.user.pk, page.scope.get("session"), self.topic)
+            if user is None:
                 await page.close(FORBIDDEN)
+            else:
+                page.user = user  # a user object keeps the permissions it once had
 
 
-def _still_allowed(user_pk: Any, topic: topics.Topic) -> bool:
-    user = get_user_model().objects.filter(pk=user_pk).first()
-    return user is not None and topics.may_see(user, topic)
+def _person_now(user_pk: Any, session: Any, topic: topics.Topic) -> Any:
+    """The person of a page as the database has them now; None when the page is not theirs to see any more."""
+    if session is None:
+        user = get_user_model().objects.filter(pk=user_pk).first()
+    else:  # signed out, or with another password since
+        user = get_user(SimpleNamespace(session=type(session)(session.session_key)))
+    return user if user is not None and user.pk == user_pk and topics.may_see(user, topic) else None
 
 
 class LiveConsumer(AsyncJsonWebsocketConsumer):

@@ -54,6 +54,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                 _link("Keys", "key", "apikeys_apikey_changelist", has_projects),
                 _link("Projects", "group_work", "apikeys_project_changelist", has_projects),
                 _link("Usage", "bar_chart", "apikeys_usagehour_changelist", has_projects),
+                _link("Management keys", "passkey", "apikeys_managementkey_changelist", True),
             ],
         ),
         (

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from apikeys.admin import keys, projects, usage
+from apikeys.admin import keys, management, projects, usage
 
-__all__ = ["keys", "projects", "usage"]
+__all__ = ["keys", "management", "projects", "usage"]

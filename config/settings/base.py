@@ -72,7 +72,9 @@ INSTALLED_APPS = [
     "monitoring",
     "templates",
 ]
+TRUSTED_PROXIES: list[str] = []  # CIDRs whose X-Forwarded-For tells a client's address
 MIDDLEWARE = [
+    "config.proxies.ClientAddress",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -171,7 +173,8 @@ WHITENOISE_USE_FINDERS = True  # no collectstatic needed to start
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "rest_framework_simplejwt.authentication.JWTAuthentication",
+        "apikeys.authentication.ManagementKeyAuthentication",
+        "apikeys.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["config.permissions.StaffModelPermissions"],

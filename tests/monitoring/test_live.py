@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
-from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.models import AnonymousUser, Group, User
+from django.test import Client
 from django.urls import path
 from django.utils import timezone
 
 from deployments import services
 from fleet.models import ServerState
+from monitoring import consumers
 from monitoring.consumers import FORBIDDEN, NO_LOGIN, NO_TOPIC, LiveConsumer
 from tests.factories import make_deployment, make_key, make_project, make_server
 
@@ -118,4 +121,50 @@ async def test_a_member_follows_only_keys_of_their_own_projects() -> None:
     link = await follow("keys", user)
     await link.send_json_to({"slots": [f"key:{mine}:status", f"key:{other}:status"]})
     assert set(await link.receive_json_from(timeout=5)) == {f"key:{mine}:status"}
+    await link.disconnect()
+
+
+async def test_a_page_is_closed_when_its_person_may_no_longer_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_POLLS", 1)
+
+    def prepare() -> User:
+        user = User.objects.create_user("looks", password="x", is_staff=True)
+        user.groups.add(Group.objects.get(name="viewer"))
+        return user
+
+    user = await sync_to_async(prepare)()
+    link = await follow("servers", user)
+    await sync_to_async(user.groups.clear)()
+    assert (await link.receive_output(timeout=5))["code"] == FORBIDDEN
+
+
+async def test_a_page_is_closed_when_its_person_signs_out(monkeypatch: pytest.MonkeyPatch, admin: User) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_POLLS", 1)
+    browser = Client()
+    await sync_to_async(browser.force_login)(admin)
+    link = WebsocketCommunicator(APPLICATION, "/ws/live?topic=keys")
+    link.scope["user"], link.scope["session"] = admin, browser.session
+    assert (await link.connect())[0]
+    assert await link.receive_nothing(timeout=1.5)
+    await sync_to_async(browser.logout)()
+    assert (await link.receive_output(timeout=5))["code"] == FORBIDDEN
+
+
+async def test_a_live_page_narrows_with_the_rights_of_its_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_POLLS", 1)
+
+    def prepare() -> tuple[User, str]:
+        user = User.objects.create_user("op", password="x", is_staff=True)
+        user.groups.add(Group.objects.get(name="operator"))
+        return user, make_key(project=make_project())[0].pk
+
+    user, key = await sync_to_async(prepare)()
+    link = await follow("keys", user)
+    await link.send_json_to({"slots": [f"key:{key}:status"]})
+    assert set(await link.receive_json_from(timeout=5)) == {f"key:{key}:status"}
+    await sync_to_async(user.groups.clear)()
+    await asyncio.sleep(1.5)
+    await link.send_json_to({"slots": []})  # what it had is forgotten
+    await link.send_json_to({"slots": [f"key:{key}:status"]})
+    assert await link.receive_nothing(timeout=1.5)
     await link.disconnect()
