@@ -7,8 +7,17 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
-from apikeys.errors import InvalidEndpoints, InvalidExpiry, InvalidLimits, InvalidModels, InvalidName, InvalidNetworks
+from apikeys.errors import (
+    InvalidEndpoints,
+    InvalidExpiry,
+    InvalidLimits,
+    InvalidModels,
+    InvalidName,
+    InvalidNetworks,
+    InvalidRequestLog,
+)
 from wire.feed import ENDPOINT_GROUPS
+from wire.redaction import MOST_PATTERNS, BadPattern, Redaction
 
 LIMIT_FIELDS = (
     "requests_per_minute",
@@ -21,6 +30,7 @@ LIMIT_FIELDS = (
 )
 """Of `models.Limits` and `wire.feed.Limits`; `cost_per_month` is in nano-units."""
 HIGHEST_PRIORITY = 100
+MOST_LOG_DAYS = 365
 LONGEST_OVERLAP = dt.timedelta(days=30)
 _MOST_NETWORKS = 100
 _SMALL_LIMITS = ("requests_per_minute", "parallel_requests")  # 32-bit columns
@@ -31,6 +41,25 @@ def checked_name(name: str) -> str:
     if not 1 <= len(name) <= 80 or not name.isprintable():
         raise InvalidName("The name must have 1 to 80 printable characters.")
     return name
+
+
+def checked_log_days(days: int | None) -> int | None:
+    if days is not None and not (isinstance(days, int) and 1 <= days <= MOST_LOG_DAYS):
+        raise InvalidRequestLog(f"Requests are kept for 1 to {MOST_LOG_DAYS} days, or not at all.")
+    return days
+
+
+def checked_patterns(patterns: Sequence[str] | None) -> list[str]:
+    """Patterns of the request log, each RE2's."""
+    found = list(dict.fromkeys(patterns or ()))
+    if len(found) > MOST_PATTERNS:
+        raise InvalidRequestLog(f"There may be {MOST_PATTERNS} patterns at most.")
+    for pattern in found:
+        try:
+            Redaction([pattern])
+        except BadPattern as error:
+            raise InvalidRequestLog(f"{pattern!r} is no pattern: {error}.") from error
+    return found
 
 
 def checked_limits(limits: dict[str, Any]) -> dict[str, int | None]:

@@ -44,6 +44,11 @@ class InvalidNetworks(KeysError):
     remedy = "Give networks like 10.1.0.0/16 or addresses like 192.0.2.7, or none at all to allow any."
 
 
+class InvalidRequestLog(KeysError):
+    code = "invalid_request_log"
+    remedy = "Give days from 1 to 365, and patterns of RE2 (no look-around, no back-references) that match some text."
+
+
 class InvalidExpiry(KeysError):
     code = "invalid_expiry"
     remedy = "Give a moment in the future, or none for a key that does not expire."

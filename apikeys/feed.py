@@ -8,7 +8,7 @@ from apikeys import usage
 from apikeys.checks import LIMIT_FIELDS
 from apikeys.models import ApiKey, ModelQuota, Project
 from apikeys.models import Limits as LimitsRow
-from wire.feed import FeedKey, FeedProject, Limits, Used
+from wire.feed import FeedKey, FeedProject, Limits, RequestLog, Used
 from wire.feed import ModelQuota as WireModelQuota
 
 
@@ -32,6 +32,9 @@ def feed_projects(now: dt.datetime) -> tuple[FeedProject, ...]:
             used=_wire_used(used.projects.get(project.pk, usage.NOTHING)),
             model_quotas=tuple(quotas.get(project.pk, ())),
             priority=project.priority,
+            request_log=None
+            if project.request_log_days is None
+            else RequestLog(retention_days=project.request_log_days, redact=tuple(project.request_log_redact)),
         )
         for project in Project.objects.order_by("pk")
     )

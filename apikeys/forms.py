@@ -11,8 +11,8 @@ from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 
 from apikeys.access import projects_with_visible_usage
-from apikeys.checks import HIGHEST_PRIORITY, LIMIT_FIELDS, checked_networks
-from apikeys.errors import InvalidNetworks
+from apikeys.checks import HIGHEST_PRIORITY, LIMIT_FIELDS, MOST_LOG_DAYS, checked_networks, checked_patterns
+from apikeys.errors import InvalidNetworks, InvalidRequestLog
 from apikeys.models import ApiKey, Limits, ModelQuota, Project, ProjectRole, UsageHour
 from apikeys.money import from_nano, to_nano
 from templates.forms import PageForm
@@ -198,13 +198,38 @@ class ProjectForm(LimitsForm):
         help_text="Its turns while requests wait for full engines: 4 gets four where 1 gets one.",
     )
 
-    field_order = ("name", "description", "active", "priority")
+    request_log_days = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=MOST_LOG_DAYS,
+        label="Keep requests and answers (days)",
+        help_text="On the gateways' disks; empty: nothing is kept. Its members see that it is on.",
+    )
+    request_log_redact = forms.CharField(
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 3, "placeholder": r"[\w.+-]+@[\w-]+\.[\w.]+"}),
+        label="Replace in what is kept",
+        help_text="One RE2 pattern a line: what it matches becomes [redacted].",
+    )
+
+    field_order = ("name", "description", "active", "priority", "request_log_days", "request_log_redact")
+
+    def clean_request_log_redact(self) -> list[str]:
+        try:
+            return checked_patterns(self.cleaned_data["request_log_redact"].splitlines())
+        except InvalidRequestLog as error:
+            raise forms.ValidationError(f"{error.message} {error.remedy}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """All fields but the limits, as the services take them."""
+        return {name: value for name, value in self.cleaned_data.items() if name not in LIMIT_FIELDS}
 
 
 def project_initial(row: Project) -> dict[str, Any]:
     """What the form of a project shows of it."""
-    shown = {name: getattr(row, name) for name in ("name", "description", "active", "priority")}
-    return {**limits_initial(row), **shown}
+    fields = ("name", "description", "active", "priority", "request_log_days")
+    shown = {name: getattr(row, name) for name in fields}
+    return {**limits_initial(row), **shown, "request_log_redact": "\n".join(row.request_log_redact)}
 
 
 class ModelQuotaForm(LimitsForm):

@@ -35,6 +35,12 @@ class Project(Limits):
     priority = models.PositiveSmallIntegerField(
         default=1, help_text="1 to 100: its share of the turns while requests wait for full engines."
     )
+    request_log_days = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="Gateways keep its requests and answers for so many days; empty: not at all."
+    )
+    request_log_redact = models.JSONField(
+        default=list, blank=True, help_text="RE2 patterns; what they match in kept texts is replaced."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True, db_index=True)
 

@@ -15,6 +15,7 @@ from apikeys.checks import HIGHEST_PRIORITY, LONGEST_OVERLAP
 from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project, ProjectRole, QuotaWarning
 from apikeys.money import PLACES, from_nano, to_nano
 from wire.feed import ENDPOINT_GROUPS
+from wire.redaction import LONGEST_PATTERN
 
 _LIMITS = list(services.LIMIT_FIELDS)
 _COUNTS = [name for name in _LIMITS if name != "cost_per_month"]
@@ -79,11 +80,17 @@ class ProjectSerializer(serializers.ModelSerializer):
     key_count = serializers.IntegerField(read_only=True)
     cost_per_month = _cost_limit()
     model_quotas = ModelQuotaSerializer(many=True, read_only=True)
+    request_log_redact = serializers.ListField(
+        child=serializers.CharField(max_length=LONGEST_PATTERN, trim_whitespace=False),
+        required=False,
+        help_text="RE2 patterns; what they match in kept texts is replaced.",
+    )
 
     class Meta:
         model = Project
         fields = [
             *("id", "name", "description", "active", "priority", *_LIMITS),
+            *("request_log_days", "request_log_redact"),
             *("model_quotas", "key_count", "created_at", "updated_at"),
         ]
         read_only_fields = ["created_at", "updated_at"]

@@ -20,11 +20,13 @@ from apikeys.checks import (
     checked_endpoints,
     checked_expiry,
     checked_limits,
+    checked_log_days,
     checked_model,
     checked_models,
     checked_name,
     checked_networks,
     checked_overlap,
+    checked_patterns,
     checked_priority,
     checked_service,
 )
@@ -40,6 +42,12 @@ log = structlog.get_logger(__name__)
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _SECRET_ALPHABET = string.ascii_letters + string.digits
 _ID_LENGTH, _SECRET_LENGTH = 8, 43
+_PROJECT_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "name": checked_name,
+    "priority": checked_priority,
+    "request_log_days": checked_log_days,
+    "request_log_redact": checked_patterns,
+}
 _KEY_CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": checked_name,
     "allowed_models": checked_models,
@@ -53,14 +61,23 @@ _KEY_CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def create_project(
-    name: str, *, description: str = "", active: bool = True, priority: int = 1, **limits: int | None
+    name: str,
+    *,
+    description: str = "",
+    active: bool = True,
+    priority: int = 1,
+    request_log_days: int | None = None,
+    request_log_redact: Sequence[str] = (),
+    **limits: int | None,
 ) -> Project:
-    """Raises InvalidName, NameTaken, InvalidLimits."""
+    """Raises InvalidName, NameTaken, InvalidLimits, InvalidRequestLog."""
     project = Project(
         name=checked_name(name),
         description=description,
         active=active,
         priority=checked_priority(priority),
+        request_log_days=checked_log_days(request_log_days),
+        request_log_redact=checked_patterns(request_log_redact),
         **checked_limits(limits),
     )
     _save_project(project, None)
@@ -69,13 +86,15 @@ def create_project(
 
 
 def update_project(project: Project, **changes: Any) -> Project:
-    """Change `name`, `description`, `active`, `priority` and limits. Raises InvalidName, NameTaken, InvalidLimits."""
+    """Change `name`, `description`, `active`, `priority`, `request_log_days`, `request_log_redact` and limits.
+
+    Raises InvalidName, NameTaken, InvalidLimits, InvalidRequestLog.
+    """
     limits = {field: changes.pop(field) for field in LIMIT_FIELDS if field in changes}
     values: dict[str, Any] = checked_limits(limits)
-    if "name" in changes:
-        values["name"] = checked_name(changes.pop("name"))
-    if "priority" in changes:
-        values["priority"] = checked_priority(changes.pop("priority"))
+    for field, checked in _PROJECT_CHECKS.items():
+        if field in changes:
+            values[field] = checked(changes.pop(field))
     values |= {field: changes.pop(field) for field in ("description", "active") if field in changes}
     if changes:
         raise TypeError(f"not a field of a project: {', '.join(changes)}")

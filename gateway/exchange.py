@@ -19,10 +19,11 @@ from gateway.quotas.ledger import Hold
 from gateway.quotas.subjects import Ask, Refusal, Subject
 from gateway.quotas.windows import Spent
 from gateway.relay import Opened, Pipe, StreamBroken
+from gateway.requestlog import MOST_ANSWER_BYTES, Entry
 from gateway.service import Service, instant
 from gateway.state import State
 from gateway.usage.records import Record
-from wire.feed import Price
+from wire.feed import Price, RequestLog
 
 CLIENT_CLOSED = 499
 KEEPALIVE = b": keep-alive\n\n"
@@ -61,6 +62,8 @@ class Exchange:
         self._meter: Meter | None = None
         self._usage = Usage()
         self._begun = ""
+        self._answer = b""
+        """For a project that has its answers kept."""
         self._accounted = False
         self._status = 500
         self._instance_id = ""
@@ -118,6 +121,7 @@ class Exchange:
     def _refuse(self, error: GatewayError) -> None:
         """Tell the client: as the answer, or within the stream that has begun."""
         self._status = error.status
+        self._answer = error.body()
         if self._request.started:
             self._request.write(error_event(self._endpoint.dialect, error))
             self._request.cut()  # without the end of the body: nobody takes it for a whole answer
@@ -213,7 +217,7 @@ class Exchange:
             body, usage = opened.call.read_answer(body)
         self._whole_at = time.monotonic()
         self._usage = usage or Usage(prompt_tokens(call), 0, 0)
-        self._status = 200
+        self._status, self._answer = 200, body
         self._account()  # before the client has it: a process that dies in between has counted it
         self._request.answer(200, [(b"content-type", content_type), *self._common], body, self._lines)
 
@@ -221,6 +225,8 @@ class Exchange:
         meter = self._meter = opened.call.meter()
         request = self._request
         pipe = self._pipe = Pipe(opened.answer, meter, request, self._begin_stream)
+        if self._caller is not None and self._caller.project.project.request_log is not None:
+            pipe.keep_bytes = MOST_ANSWER_BYTES
         try:
             await self._service.relay.pass_stream(opened, meter, call.model, pipe)
         except StreamBroken as broken:
@@ -291,6 +297,8 @@ class Exchange:
             took_ms = int(duration_s * 1000)
             service.journal.add(self._record(caller, ended.unix_s, self._status, usage, cost, took_ms, ttft_ms))
             service.throughput.add(usage.total, ended.monotonic_s)
+            if caller.project.project.request_log is not None:
+                self._keep(caller, call, caller.project.project.request_log, ended.unix_s, took_ms)
         service.metrics.finished(self._model, self._status, usage, duration_s, ttft_s)
         if service.settings.access_log:
             service.access_log.add(
@@ -309,6 +317,29 @@ class Exchange:
                     self._request_id.decode(),
                 )
             )
+
+    def _keep(self, caller: Caller, call: Call, rules: RequestLog, at: float, took_ms: int) -> None:
+        """Have request and answer kept, as the project wishes."""
+        pieces = self._pipe.kept if self._pipe is not None else []
+        self._service.request_log.add(
+            Entry(
+                at,
+                caller.project.project.id,
+                rules,
+                self._request_id.decode(),
+                caller.key.key.id,
+                self._request.path,
+                self._endpoint.dialect,
+                self._model,
+                self._status,
+                self._usage.prompt_tokens,
+                self._usage.completion_tokens,
+                took_ms,
+                call.raw,
+                b"".join(pieces) if pieces else self._answer,
+                bool(pieces),
+            )
+        )
 
 
 _AGAIN_AFTER_S = 0.1

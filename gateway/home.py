@@ -41,6 +41,11 @@ class Home:
         return self.path / "journal"
 
     @property
+    def requests(self) -> Path:
+        """Kept requests and answers, by project."""
+        return self.path / "requests"
+
+    @property
     def minutes(self) -> Path:
         return self.path / "minutes.json"
 

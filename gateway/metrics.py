@@ -66,6 +66,8 @@ class Metrics:
         self.journal_backlog = Gauge(
             _PREFIX + "journal_backlog_batches", "Usage batches not acknowledged by the master", registry=registry
         )
+        self.requests_not_kept: Callable[[], int] = int
+        """By the request log, though their project wants it."""
         in_flight = Gauge(_PREFIX + "in_flight_requests", "Requests being served", registry=registry)
         in_flight.set_function(lambda: self.in_flight())
         self.shared_counters_up = Gauge(
@@ -118,4 +120,6 @@ class Metrics:
             duration.add_metric([name], model.duration.buckets(), model.duration.total_s)
         for (name, reason), count in self._upstream_errors.items():
             errors.add_metric([name, reason], count)
-        yield from (requests, tokens, ttft, duration, errors)
+        dropped = CounterMetricFamily(_PREFIX + "requests_not_kept", "Requests that the request log had to drop")
+        dropped.add_metric([], self.requests_not_kept())
+        yield from (requests, tokens, ttft, duration, errors, dropped)

@@ -272,7 +272,7 @@ class Pipe:
     """From an engine's answer through the meter to the client, without a task of its own: a chunk is written in the
     very call that brought it. While the client takes nothing, the engine is not read."""
 
-    __slots__ = ("_answer", "_begin", "_meter", "_request", "ended", "first_at", "pieces")
+    __slots__ = ("_answer", "_begin", "_meter", "_request", "ended", "first_at", "keep_bytes", "kept", "pieces")
 
     def __init__(self, answer: Answer, meter: Meter, request: Request, begin: Callable[[], None]) -> None:
         self._answer = answer
@@ -285,6 +285,9 @@ class Pipe:
         """Monotonic time at which the first piece went to the client."""
         self.pieces = 0
         """That went to the client."""
+        self.kept: list[bytes] = []
+        self.keep_bytes = 0
+        """So much more of the pieces goes into `kept`, for a project that has its answers kept."""
         request.on_room = answer.resume
 
     def take(self, data: bytes) -> None:
@@ -317,6 +320,9 @@ class Pipe:
             if not request.started:
                 self._begin()
         self.pieces += 1
+        if self.keep_bytes > 0:
+            self.keep_bytes -= len(out)
+            self.kept.append(out)
         request.write(out)
         if request.jammed:
             self._answer.pause()

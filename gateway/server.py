@@ -112,6 +112,7 @@ class Gateway:
             asyncio.create_task(_watched("feed", feed.run())),
             asyncio.create_task(_watched("service", service.run())),
             asyncio.create_task(_watched("access_log", service.access_log.run())),
+            asyncio.create_task(_watched("request_log", service.request_log.run())),
         ]
         if isinstance(service.quota, SharedLedger):
             tasks.append(asyncio.create_task(_watched("quota", service.quota.run())))
@@ -137,6 +138,7 @@ class Gateway:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await service.pool.close()
                 service.access_log.flush()
+                service.request_log.flush()
                 if lock is not None:
                     os.close(lock)
         log.info("gateway.stopped")
@@ -146,7 +148,9 @@ class Gateway:
         folder, lock = own_journal(self.home) if self.is_child else (self.home.journal, None)
         if not self.is_child:
             adopt_journals(self.home)  # of children of an earlier start
-        service = Service(Pool(host_id, tls), Journal(folder), Metrics(), AccessLog(), self.settings)
+        service = Service(
+            Pool(host_id, tls), Journal(folder), Metrics(), AccessLog(), self.home.requests, self.settings
+        )
         if self.settings.redis_url:
             service.share_quotas(self.settings.redis_url)
         return service, lock

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from gateway.accesslog import AccessLog
@@ -17,6 +18,7 @@ from gateway.quotas.ledger import Ledger
 from gateway.quotas.shared import SharedLedger
 from gateway.quotas.windows import Instant
 from gateway.relay import Relay
+from gateway.requestlog import RequestLog
 from gateway.routing import Balancer
 from gateway.state import Network, State, accounts_of
 from gateway.upstream import Pool, outside_name
@@ -91,6 +93,7 @@ class Service:
         journal: Journal,
         metrics: Metrics,
         access_log: AccessLog,
+        requests: Path,
         settings: Settings,
         *,
         retry_budget_s: float = 10.0,
@@ -100,6 +103,8 @@ class Service:
         self.journal = journal
         self.metrics = metrics
         self.access_log = access_log
+        self.request_log = RequestLog(requests, lambda: None if self.state is None else self.state.projects)
+        metrics.requests_not_kept = lambda: self.request_log.dropped
         self.ledger = Ledger()
         self.quota: Ledger | SharedLedger = self.ledger
         """Decides: this process alone, or all of them."""

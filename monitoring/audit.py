@@ -6,7 +6,7 @@ from auditlog.registry import auditlog
 from django.contrib.auth.models import Group, User
 
 from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project
-from deployments.models import Deployment, ModelPrice, Provider, Revision, Route
+from deployments.models import Deployment, ModelPrice, Provider, Revision, Route, RouteTarget
 from fleet.models import Gateway, JoinToken, Server
 from models_registry.models import Model
 
@@ -28,6 +28,7 @@ def register_all() -> None:
     auditlog.register(ModelQuota, exclude_fields=["updated_at"])
     auditlog.register(Provider, exclude_fields=["sealed_key", "updated_at"])
     auditlog.register(Route, exclude_fields=["updated_at"])
+    auditlog.register(RouteTarget)
     auditlog.register(ModelPrice, exclude_fields=["updated_at"])
     auditlog.register(User, exclude_fields=["password", "last_login"], m2m_fields={"groups", "user_permissions"})
     auditlog.register(Group, m2m_fields={"permissions"})

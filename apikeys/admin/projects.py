@@ -72,15 +72,8 @@ class ProjectAdmin(MemberAdmin):
             raise PermissionDenied
         form = ProjectForm(request.POST or None)
         if request.method == "POST" and form.is_valid():
-            asked = form.cleaned_data
             with told(request):
-                row = services.create_project(
-                    asked["name"],
-                    description=asked["description"],
-                    active=asked["active"],
-                    priority=asked["priority"],
-                    **form.limits(),
-                )
+                row = services.create_project(**form.settings(), **form.limits())
                 messages.success(request, f"Project {row.name} is made.")
                 return HttpResponseRedirect(self.url("change", row.pk))
         return self.page(request, "stokehold/project_add.html", "Create a project", form=form)
@@ -95,7 +88,7 @@ class ProjectAdmin(MemberAdmin):
             self.must_change(request, row)
             if form.is_valid():
                 with told(request):
-                    services.update_project(row, **{**form.cleaned_data, **form.limits()})
+                    services.update_project(row, **form.settings(), **form.limits())
                     messages.success(request, f"Project {row.name} saved.")
                     return HttpResponseRedirect(request.path)
         now = timezone.now()

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from auditlog.models import LogEntry
 from cryptography.fernet import Fernet
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
@@ -25,7 +26,7 @@ from deployments.errors import (
     ProviderInUse,
     RouteInUse,
 )
-from deployments.models import ModelPrice, Provider, Route
+from deployments.models import ModelPrice, Provider, Route, RouteTarget
 from deployments.routing import services
 from deployments.routing.services import TargetSpec
 from fleet.sealed import Unreadable, reseal, unseal
@@ -299,3 +300,15 @@ def test_pages_keep_a_providers_key_unless_there_is_a_new_one(admin_client: Clie
     admin_client.post(page, {**asked, "api_key": "sk-2"})
     row.refresh_from_db()
     assert unseal(row.sealed_key) == "sk-2"
+
+
+def test_the_audit_log_tells_where_a_route_led_before_and_after() -> None:
+    deployment, other = make_deployment(name="one"), make_deployment(name="two")
+    route = services.create_route("public", [to("one")], actor="root")
+    services.update_route(route, targets=[to("two")], actor="root")
+    entries = LogEntry.objects.get_for_model(RouteTarget)
+    assert {(entry.action, str(entry.changes_dict["deployment"])) for entry in entries} == {
+        (LogEntry.Action.CREATE, str(["None", str(deployment.pk)])),
+        (LogEntry.Action.DELETE, str([str(deployment.pk), "None"])),
+        (LogEntry.Action.CREATE, str(["None", str(other.pk)])),
+    }
