@@ -6,10 +6,12 @@ import datetime as dt
 import ipaddress
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from apikeys.errors import (
     InvalidEndpoints,
     InvalidExpiry,
+    InvalidGuard,
     InvalidLimits,
     InvalidModels,
     InvalidName,
@@ -31,6 +33,7 @@ LIMIT_FIELDS = (
 """Of `models.Limits` and `wire.feed.Limits`; `cost_per_month` is in nano-units."""
 HIGHEST_PRIORITY = 100
 MOST_LOG_DAYS = 365
+LONGEST_GUARD_MS = 60_000
 LONGEST_OVERLAP = dt.timedelta(days=30)
 _MOST_NETWORKS = 100
 _SMALL_LIMITS = ("requests_per_minute", "parallel_requests")  # 32-bit columns
@@ -41,6 +44,25 @@ def checked_name(name: str) -> str:
     if not 1 <= len(name) <= 80 or not name.isprintable():
         raise InvalidName("The name must have 1 to 80 printable characters.")
     return name
+
+
+def checked_guard_url(url: str) -> str:
+    """Where a project's guard is; empty: it has none."""
+    url = url.strip()
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_good = False
+    if url and not (is_good and len(url) <= 500 and url.isprintable() and " " not in url):
+        raise InvalidGuard("The guard's address must be an http or https URL.")
+    return url
+
+
+def checked_guard_timeout(timeout_ms: int) -> int:
+    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int) or not 1 <= timeout_ms <= LONGEST_GUARD_MS:
+        raise InvalidGuard(f"A guard is given 1 to {LONGEST_GUARD_MS} ms.")
+    return timeout_ms
 
 
 def checked_log_days(days: int | None) -> int | None:

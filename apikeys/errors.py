@@ -49,6 +49,11 @@ class InvalidRequestLog(KeysError):
     remedy = "Give days from 1 to 365, and patterns of RE2 (no look-around, no back-references) that match some text."
 
 
+class InvalidGuard(KeysError):
+    code = "invalid_guard"
+    remedy = "Give an address like https://guard.example.org/check, or none, and a time of at most 60000 ms."
+
+
 class InvalidExpiry(KeysError):
     code = "invalid_expiry"
     remedy = "Give a moment in the future, or none for a key that does not expire."

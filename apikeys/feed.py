@@ -8,7 +8,7 @@ from apikeys import usage
 from apikeys.checks import LIMIT_FIELDS
 from apikeys.models import ApiKey, ModelQuota, Project
 from apikeys.models import Limits as LimitsRow
-from wire.feed import FeedKey, FeedProject, Limits, RequestLog, Used
+from wire.feed import FeedKey, FeedProject, Guard, Limits, RequestLog, Used
 from wire.feed import ModelQuota as WireModelQuota
 
 
@@ -32,6 +32,7 @@ def feed_projects(now: dt.datetime) -> tuple[FeedProject, ...]:
             used=_wire_used(used.projects.get(project.pk, usage.NOTHING)),
             model_quotas=tuple(quotas.get(project.pk, ())),
             priority=project.priority,
+            guard=_guard(project),
             request_log=None
             if project.request_log_days is None
             else RequestLog(retention_days=project.request_log_days, redact=tuple(project.request_log_redact)),
@@ -61,6 +62,12 @@ def feed_keys(now: dt.datetime) -> tuple[FeedKey, ...]:
         )
         for key in ApiKey.objects.order_by("pk")
     )
+
+
+def _guard(project: Project) -> Guard | None:
+    if not project.guard_url:
+        return None
+    return Guard(url=project.guard_url, timeout_ms=project.guard_timeout_ms, fail_open=project.guard_fail_open)
 
 
 def _wire_used(used: usage.UsedUp) -> Used:

@@ -11,7 +11,14 @@ from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 
 from apikeys.access import projects_with_visible_usage
-from apikeys.checks import HIGHEST_PRIORITY, LIMIT_FIELDS, MOST_LOG_DAYS, checked_networks, checked_patterns
+from apikeys.checks import (
+    HIGHEST_PRIORITY,
+    LIMIT_FIELDS,
+    LONGEST_GUARD_MS,
+    MOST_LOG_DAYS,
+    checked_networks,
+    checked_patterns,
+)
 from apikeys.errors import InvalidNetworks, InvalidRequestLog
 from apikeys.models import ApiKey, Limits, ModelQuota, Project, ProjectRole, UsageHour
 from apikeys.money import from_nano, to_nano
@@ -212,13 +219,33 @@ class ProjectForm(LimitsForm):
         help_text="One RE2 pattern a line: what it matches becomes [redacted].",
     )
 
-    field_order = ("name", "description", "active", "priority", "request_log_days", "request_log_redact")
+    guard_url = forms.CharField(
+        required=False,
+        max_length=500,
+        label="Guard",
+        widget=forms.TextInput(attrs={"placeholder": "https://guard.example.org/check"}),
+        help_text="A service that sees each request first, and lets it pass, changes it, or stops it; empty: none.",
+    )
+    guard_timeout_ms = forms.IntegerField(
+        required=False, min_value=1, max_value=LONGEST_GUARD_MS, initial=2000, label="Time for the guard (ms)"
+    )
+    guard_fail_open = forms.BooleanField(
+        required=False, label="Go on without it", help_text="Off: without the guard's word a request gets 503."
+    )
+
+    field_order = (
+        *("name", "description", "active", "priority", "request_log_days", "request_log_redact"),
+        *("guard_url", "guard_timeout_ms", "guard_fail_open"),
+    )
 
     def clean_request_log_redact(self) -> list[str]:
         try:
             return checked_patterns(self.cleaned_data["request_log_redact"].splitlines())
         except InvalidRequestLog as error:
             raise forms.ValidationError(f"{error.message} {error.remedy}") from error
+
+    def clean_guard_timeout_ms(self) -> int:
+        return int(self.cleaned_data["guard_timeout_ms"] or self.fields["guard_timeout_ms"].initial)
 
     def settings(self) -> dict[str, Any]:
         """All fields but the limits, as the services take them."""
@@ -227,7 +254,10 @@ class ProjectForm(LimitsForm):
 
 def project_initial(row: Project) -> dict[str, Any]:
     """What the form of a project shows of it."""
-    fields = ("name", "description", "active", "priority", "request_log_days")
+    fields = (
+        *("name", "description", "active", "priority", "request_log_days"),
+        *("guard_url", "guard_timeout_ms", "guard_fail_open"),
+    )
     shown = {name: getattr(row, name) for name in fields}
     return {**limits_initial(row), **shown, "request_log_redact": "\n".join(row.request_log_redact)}
 

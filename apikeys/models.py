@@ -41,6 +41,11 @@ class Project(Limits):
     request_log_redact = models.JSONField(
         default=list, blank=True, help_text="RE2 patterns; what they match in kept texts is replaced."
     )
+    guard_url = models.CharField(
+        max_length=500, blank=True, help_text="A service that sees each request first; empty: none."
+    )
+    guard_timeout_ms = models.PositiveIntegerField(default=2000)
+    guard_fail_open = models.BooleanField(default=False, help_text="Requests go on when it does not answer.")
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True, db_index=True)
 

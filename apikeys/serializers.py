@@ -90,7 +90,7 @@ class ProjectSerializer(serializers.ModelSerializer):
         model = Project
         fields = [
             *("id", "name", "description", "active", "priority", *_LIMITS),
-            *("request_log_days", "request_log_redact"),
+            *("request_log_days", "request_log_redact", "guard_url", "guard_timeout_ms", "guard_fail_open"),
             *("model_quotas", "key_count", "created_at", "updated_at"),
         ]
         read_only_fields = ["created_at", "updated_at"]

@@ -19,6 +19,8 @@ from apikeys.checks import (
     LIMIT_FIELDS,
     checked_endpoints,
     checked_expiry,
+    checked_guard_timeout,
+    checked_guard_url,
     checked_limits,
     checked_log_days,
     checked_model,
@@ -47,6 +49,11 @@ _PROJECT_CHECKS: dict[str, Callable[[Any], Any]] = {
     "priority": checked_priority,
     "request_log_days": checked_log_days,
     "request_log_redact": checked_patterns,
+    "guard_url": checked_guard_url,
+    "guard_timeout_ms": checked_guard_timeout,
+    "guard_fail_open": bool,
+    "description": str,
+    "active": bool,
 }
 _KEY_CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": checked_name,
@@ -60,49 +67,38 @@ _KEY_CHECKS: dict[str, Callable[[Any], Any]] = {
 # ------------------------------------------------------------------------------------------------ projects
 
 
-def create_project(
-    name: str,
-    *,
-    description: str = "",
-    active: bool = True,
-    priority: int = 1,
-    request_log_days: int | None = None,
-    request_log_redact: Sequence[str] = (),
-    **limits: int | None,
-) -> Project:
-    """Raises InvalidName, NameTaken, InvalidLimits, InvalidRequestLog."""
-    project = Project(
-        name=checked_name(name),
-        description=description,
-        active=active,
-        priority=checked_priority(priority),
-        request_log_days=checked_log_days(request_log_days),
-        request_log_redact=checked_patterns(request_log_redact),
-        **checked_limits(limits),
-    )
+def create_project(name: str, **settings: Any) -> Project:
+    """`settings`: as for `update_project`, and limits. Raises InvalidName, NameTaken, InvalidLimits, InvalidRequestLog,
+    InvalidGuard."""
+    project = Project(**_checked_project({"name": name, **settings}))
     _save_project(project, None)
     log.info("project.created", project=str(project.pk), name=project.name)
     return project
 
 
 def update_project(project: Project, **changes: Any) -> Project:
-    """Change `name`, `description`, `active`, `priority`, `request_log_days`, `request_log_redact` and limits.
+    """Change any of `name`, `description`, `active`, `priority`, `request_log_days`, `request_log_redact`, `guard_url`,
+    `guard_timeout_ms`, `guard_fail_open` and limits.
 
-    Raises InvalidName, NameTaken, InvalidLimits, InvalidRequestLog.
+    Raises InvalidName, NameTaken, InvalidLimits, InvalidRequestLog, InvalidGuard.
     """
-    limits = {field: changes.pop(field) for field in LIMIT_FIELDS if field in changes}
-    values: dict[str, Any] = checked_limits(limits)
-    for field, checked in _PROJECT_CHECKS.items():
-        if field in changes:
-            values[field] = checked(changes.pop(field))
-    values |= {field: changes.pop(field) for field in ("description", "active") if field in changes}
-    if changes:
-        raise TypeError(f"not a field of a project: {', '.join(changes)}")
+    values = _checked_project(changes)
     for field, value in values.items():
         setattr(project, field, value)
     _save_project(project, [*values, "updated_at"])  # no other: somebody else may have changed it meanwhile
     log.info("project.changed", project=str(project.pk), active=project.active)
     return project
+
+
+def _checked_project(changes: dict[str, Any]) -> dict[str, Any]:
+    limits = {field: changes.pop(field) for field in LIMIT_FIELDS if field in changes}
+    values: dict[str, Any] = checked_limits(limits)
+    for field, checked in _PROJECT_CHECKS.items():
+        if field in changes:
+            values[field] = checked(changes.pop(field))
+    if changes:
+        raise TypeError(f"not a field of a project: {', '.join(changes)}")
+    return values
 
 
 def delete_project(project: Project) -> None:

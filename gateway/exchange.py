@@ -23,7 +23,7 @@ from gateway.requestlog import MOST_ANSWER_BYTES, Entry
 from gateway.service import Service, instant
 from gateway.state import State
 from gateway.usage.records import Record
-from wire.feed import Price, RequestLog
+from wire.feed import FeedRoute, Price, RequestLog
 
 CLIENT_CLOSED = 499
 KEEPALIVE = b": keep-alive\n\n"
@@ -53,6 +53,7 @@ class Exchange:
         self._stopped: GatewayError | None = None
         self._caller: Caller | None = None
         self._call: Call | None = None
+        self._route = _NO_ROUTE
         self._model = UNKNOWN_MODEL
         self._hold: Hold | None = None
         self._price: Price | None = None
@@ -77,6 +78,8 @@ class Exchange:
         try:
             known = self._authenticate()  # before a byte of the body is kept
             call = self._admit(await self._read_body(), *known)
+            if (caller := self._caller) is not None and (guard := caller.project.project.guard) is not None:
+                call = self._weigh(await service.guards.ask(guard, caller, call, self._request_id))
             if self._subjects:
                 call = await self._reserve(call)
             await self._relay(call)
@@ -164,12 +167,17 @@ class Exchange:
         self._caller = caller
         content_type = self._request.headers.get(b"content-type", JSON[1])
         call = parse_call(self._endpoint, raw, content_type)
-        route = find_route(state, caller, call.model)
+        self._route = find_route(state, caller, call.model)
+        self._share = Share(caller.project.project.id, caller.project.project.priority)
+        self._subjects = caller.subjects(self._route.id)
+        self._price = self._route.price
+        return self._weigh(call)
+
+    def _weigh(self, call: Call) -> Call:
+        """Take this as what is asked, and estimate what it may use."""
+        route = self._route
         taken = call.for_route(route)  # the route that serves it may take it otherwise, so `call` goes on as it is
         self._call, self._model = call, route.id
-        self._price = route.price
-        self._share = Share(caller.project.project.id, caller.project.project.priority)
-        self._subjects = caller.subjects(route.id)
         if self._subjects:
             self._ask = estimate(taken, route.max_context_tokens, route.price)
         return call
@@ -342,6 +350,7 @@ class Exchange:
         )
 
 
+_NO_ROUTE = FeedRoute(id=UNKNOWN_MODEL, created=0)
 _AGAIN_AFTER_S = 0.1
 _DIED = 500
 """Status of a request whose process died while an engine worked on it."""

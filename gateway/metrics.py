@@ -68,6 +68,8 @@ class Metrics:
         )
         self.requests_not_kept: Callable[[], int] = int
         """By the request log, though their project wants it."""
+        self.guards_passed_over: Callable[[], int] = int
+        """Requests that went on without the word of their project's guard."""
         in_flight = Gauge(_PREFIX + "in_flight_requests", "Requests being served", registry=registry)
         in_flight.set_function(lambda: self.in_flight())
         self.shared_counters_up = Gauge(
@@ -122,4 +124,8 @@ class Metrics:
             errors.add_metric([name, reason], count)
         dropped = CounterMetricFamily(_PREFIX + "requests_not_kept", "Requests that the request log had to drop")
         dropped.add_metric([], self.requests_not_kept())
-        yield from (requests, tokens, ttft, duration, errors, dropped)
+        unguarded = CounterMetricFamily(
+            _PREFIX + "unguarded_requests", "Requests that went on without their guard's word"
+        )
+        unguarded.add_metric([], self.guards_passed_over())
+        yield from (requests, tokens, ttft, duration, errors, dropped, unguarded)

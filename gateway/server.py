@@ -137,6 +137,7 @@ class Gateway:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await service.pool.close()
+                await service.guards.close()
                 service.access_log.flush()
                 service.request_log.flush()
                 if lock is not None:

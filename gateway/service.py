@@ -13,6 +13,7 @@ from gateway.accesslog import AccessLog
 from gateway.fair import Turns
 from gateway.family import ChildFeed
 from gateway.feed import Change, Feed
+from gateway.guards import Guards
 from gateway.metrics import Metrics
 from gateway.quotas.ledger import Ledger
 from gateway.quotas.shared import SharedLedger
@@ -108,6 +109,8 @@ class Service:
         self.ledger = Ledger()
         self.quota: Ledger | SharedLedger = self.ledger
         """Decides: this process alone, or all of them."""
+        self.guards = Guards()
+        metrics.guards_passed_over = lambda: self.guards.passed_over
         self.balancer = Balancer()
         self.throughput = Throughput()
         self.active: set[Ticked] = set()

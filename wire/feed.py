@@ -67,6 +67,15 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     redact: tuple[str, ...] = ()  # regular expressions; what they match is replaced
 
 
+class Guard(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that sees a project's requests first (`gateway.guards` says what it is asked, and answers)."""
+
+    url: str
+    timeout_ms: int = 2000
+    fail_open: bool = False
+    """Requests go on when it does not answer."""
+
+
 class FeedProject(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str
@@ -77,6 +86,7 @@ class FeedProject(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 1
     """Weight in the queue when engines are full: a project of 4 is let through four times as often as one of 1."""
     request_log: RequestLog | None = None
+    guard: Guard | None = None
 
 
 class FeedKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from apikeys.errors import InvalidRequestLog
 from apikeys.feed import feed_projects
 from apikeys.models import Project
 from tests.factories import make_project
-from wire.feed import RequestLog
+from wire.feed import Guard, RequestLog
 
 pytestmark = pytest.mark.django_db
 MAIL = r"[\w.+-]+@[\w-]+\.[\w.]+"
@@ -56,3 +56,20 @@ def test_the_api_and_the_page_switch_it_and_members_see_it(client: Client, admin
     client.force_login(admin)
     client.post(page, {**form, "request_log_days": ""})
     assert Project.objects.get(pk=project.pk).request_log_days is None
+
+
+def test_a_guard_is_checked_and_told_to_gateways(client: Client, admin: User) -> None:
+    project = make_project(name="support")
+    client.force_login(admin)
+    url = f"/api/v1/projects/{project.pk}/"
+    for bad in ("ftp://x", "http://", "check", "http://a b/", "http://x:99999/"):
+        refused = client.patch(url, {"guard_url": bad}, "application/json")
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_guard"), bad
+    client.patch(url, {"guard_url": "https://guard.example/check", "guard_timeout_ms": 500}, "application/json")
+    [told] = feed_projects(timezone.now())
+    assert told.guard == Guard(url="https://guard.example/check", timeout_ms=500)
+    page = reverse("admin:apikeys_project_change", args=[project.pk])
+    form = {"name": "support", "active": "on", "priority": 1, "guard_url": "", "guard_timeout_ms": 2000}
+    client.post(page, form)
+    [told] = feed_projects(timezone.now())
+    assert told.guard is None
