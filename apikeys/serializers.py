@@ -12,6 +12,7 @@ from rest_framework import serializers
 
 from apikeys import services, usage
 from apikeys.checks import HIGHEST_PRIORITY, LONGEST_OVERLAP
+from apikeys.errors import InvalidPeriod
 from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project, ProjectRole, QuotaWarning
 from apikeys.money import PLACES, from_nano, to_nano
 from wire.feed import ENDPOINT_GROUPS
@@ -21,6 +22,7 @@ _LIMITS = list(services.LIMIT_FIELDS)
 _COUNTS = [name for name in _LIMITS if name != "cost_per_month"]
 _LIMIT_OPTIONS = {name: {"min_value": 1, "allow_null": True, "required": False} for name in _COUNTS}
 _USAGE_DAYS = 30
+_MOST_USAGE_DAYS = 400
 
 
 class MoneyField(serializers.DecimalField):
@@ -266,9 +268,10 @@ class UsageQuerySerializer(serializers.Serializer):
         """Arguments for `usage.totals`."""
         values = dict(self.validated_data)
         values["by"] = values.pop("group_by")
-        if "since" not in values:
-            until = values.get("until") or timezone.now()
-            values["since"] = until - dt.timedelta(days=_USAGE_DAYS)
+        until = values.get("until") or timezone.now()
+        values.setdefault("since", until - dt.timedelta(days=_USAGE_DAYS))
+        if until - values["since"] > dt.timedelta(days=_MOST_USAGE_DAYS):
+            raise InvalidPeriod(f"A period has {_MOST_USAGE_DAYS} days at most: ask for it in parts.")
         return values
 
 

@@ -212,7 +212,8 @@ def test_usage_is_summed_filtered_and_grouped(admin, used):
     assert (total["requests"], total["errors"], total["total_tokens"]) == (3, 1, 45)  # of the last 30 days
     (total,) = sums(f"group_by=&project={used.project_id}&model=chat")
     assert total["requests"] == 1
-    (total,) = sums(f"group_by=key&key={used.pk}&since=2020-01-01T00:00:00Z")
+    since = f"{timezone.now() - dt.timedelta(days=90):%Y-%m-%dT%H:%M:%SZ}"
+    (total,) = sums(f"group_by=key&key={used.pk}&since={since}")
     assert (total["key"], total["requests"]) == ("app", 3)
     assert {row["model"] for row in sums("group_by=model,day")} == {"chat", "other"}
 
@@ -258,3 +259,9 @@ def test_the_schema_has_no_warnings():
         GENERATOR_STATS.reset()
     assert problems == []
     assert "/api/v1/usage/export" in schema["paths"]
+
+
+def test_a_period_that_is_too_long_is_refused_with_what_to_do(admin):
+    long = admin.get(USAGE, {"since": "2020-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"})
+    assert (long.status_code, long.json()["code"]) == (400, "invalid_period")
+    assert "in parts" in long.json()["detail"]
