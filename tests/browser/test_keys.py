@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+import requests
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from apikeys import services, usage, warnings
-from apikeys.models import ApiKey, ModelQuota
+from apikeys.models import ApiKey, ManagementKey, ModelQuota
 from deployments.models import ModelPrice, Route
 from tests.apikeys.factories import make_batch, make_row
 from tests.browser.conftest import Site
@@ -114,3 +116,55 @@ def test_a_route_and_a_price_are_made(site: Site) -> None:
     expect(page.locator("body")).to_contain_text("chat is saved")
     assert ModelPrice.objects.get().prompt == 150_000
     picture(page, "prices")
+
+
+def test_a_management_key_is_made_used_and_revoked(site: Site) -> None:
+    make_project(name="team")
+    page = site.sign_in()
+    site.open("apikeys/managementkey/")
+    expect(page.locator("#content")).to_contain_text("For scripts and continuous integration")
+    page.click("text=Create a management key")
+    page.fill("[name=name]", "nightly")
+    page.fill("[name=allowed_networks]", "nowhere")
+    picture(page, "management_key_add")
+    page.click("[data-test=create-management-key]")
+    expect(page.locator("[data-test=management-key-form]")).to_contain_text("is not a network")
+    page.fill("[name=allowed_networks]", "127.0.0.0/8")
+    page.click("[data-test=create-management-key]")
+    made = page.locator("[data-test=management-key-made]")
+    expect(made).to_contain_text("stk-mgmt-")
+    text = re.search(r"stk-mgmt-[a-z0-9]{8}-[A-Za-z0-9]{43}", made.inner_text())
+    assert text is not None
+    assert site.overflow_px() <= 0
+    picture(page, "management_key_made")
+    headers = {"Authorization": f"Bearer {text[0]}"}
+    projects = f"{site.url}/api/v1/projects/"
+    found = requests.get(projects, headers=headers, timeout=10)
+    assert [row["name"] for row in found.json()["results"]] == ["team"]
+    assert requests.post(projects, json={"name": "x"}, headers=headers, timeout=10).status_code == 403
+    page.click("[data-test=key-done]")
+    expect(page.locator("#content")).to_contain_text("nightly")
+    assert site.overflow_px() <= 0
+    picture(page, "management_keys")
+    page.click(f"[data-test=revoke-{ManagementKey.objects.get().pk}]")
+    page.click("button.sk-danger")
+    expect(page.locator("#content")).to_contain_text("revoked")
+    assert requests.get(projects, headers=headers, timeout=10).status_code == 401
+
+
+def test_a_project_is_told_to_keep_its_requests_and_to_ask_its_guard(site: Site) -> None:
+    project = make_project(name="team")
+    page = site.sign_in()
+    site.open(f"apikeys/project/{project.pk}/change/")
+    page.fill("[name=request_log_days]", "7")
+    page.fill("[name=request_log_redact]", "(")
+    page.fill("[name=guard_url]", "https://guard.example/check")
+    page.click("text=Save")
+    expect(page.locator("#content")).to_contain_text("is no pattern")
+    page.fill("[name=request_log_redact]", r"\d{4}-\d{4}")
+    page.click("text=Save")
+    expect(page.locator("[data-test=request-log]")).to_contain_text("for 7 days, redacted")
+    assert site.overflow_px() <= 0
+    picture(page, "project_settings")
+    project.refresh_from_db()
+    assert (project.request_log_redact, project.guard_url) == ([r"\d{4}-\d{4}"], "https://guard.example/check")
