@@ -1,7 +1,8 @@
 """The client's address: of the connection, or as the last trusted proxy saw it. Nobody else is believed.
 
 First in the chain, so that throttles, the audit log, lock-outs and networks of keys all see the same: afterwards
-`REMOTE_ADDR` is the client's, and there are no `X-Forwarded-*` headers about it any more.
+`REMOTE_ADDR` is the client's, and there are no `X-Forwarded-*` headers about it any more; `request.is_forwarded` tells
+that there were: a request from loopback that a proxy brought is nobody of this machine.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class ClientAddress:
 
     def __call__(self, request: HttpRequest) -> Any:
         meta = request.META
+        request.is_forwarded = any(header in meta for header in _HEADERS)
         if address := client_address(
             meta.get("REMOTE_ADDR") or "", meta.get("HTTP_X_FORWARDED_FOR", ""), self._proxies
         ):

@@ -136,4 +136,4 @@ def _may_read(request: HttpRequest) -> bool:
     if token:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         return hmac.compare_digest(given.encode(), token.encode())
-    return request.META.get("REMOTE_ADDR") in _LOOPBACK and "X-Forwarded-For" not in request.headers
+    return request.META.get("REMOTE_ADDR") in _LOOPBACK and not getattr(request, "is_forwarded", False)

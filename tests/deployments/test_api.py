@@ -220,7 +220,7 @@ def test_who_may_only_look_changes_nothing(viewer_api: APIClient, anonymous_api:
 
 
 def test_a_preview_changes_nothing_and_shows_the_arithmetic(api: APIClient) -> None:
-    make_server(name="a", now=NOW)
+    make_server(name="a", now=timezone.now())
     version = make_model_version()
     with CaptureQueriesContext(connection) as queries:
         found = api.post(f"{ROOT}preview/", {"model_version": version.pk, "replicas": 2}, format="json")
@@ -234,7 +234,7 @@ def test_a_preview_changes_nothing_and_shows_the_arithmetic(api: APIClient) -> N
 
 
 def test_a_preview_of_what_fits_nowhere_explains_it(api: APIClient) -> None:
-    make_server(name="a", now=NOW)
+    make_server(name="a", now=timezone.now())
     version = make_model_version(size_bytes=900 << 30)
     body = api.post(f"{ROOT}preview/", {"model_version": version.pk}, format="json").json()
     assert body["placed"] == 0

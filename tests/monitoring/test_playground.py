@@ -264,7 +264,8 @@ def test_the_gateways_own_refusals_reach_the_page(served: Served, admin: User) -
 def test_stop_reaches_the_engine(served: Served, admin: User) -> None:
     served.engine.words = ("word",) * 5000  # minutes of them
     answer = Browser(served, admin).ask(make_project().pk, stream=True)
-    first = next(answer.iter_content(None)).decode()
+    pieces = answer.iter_content(None)  # kept: a generator that is collected closes its connection
+    first = next(pieces).decode()
     assert '"status": 200' in first, first
     wait_for(lambda: served.engine.active == 1, within_s=10, what="the engine's work")
     answer.close()
