@@ -291,7 +291,8 @@ class Exchange:
         service, call, caller = self._service, self._call, self._caller
         ended = instant()
         if self._meter is not None and call is not None:
-            estimated = 0 if self._meter.usage is not None else prompt_tokens(call)
+            told = self._meter.usage
+            estimated = 0 if told is not None and told.prompt_tokens else prompt_tokens(call)
             self._usage = self._meter.produced(estimated)
         usage = self._usage
         duration_s = ended.monotonic_s - self._started_at

@@ -221,6 +221,8 @@ class StreamMeter:
         if self.usage is not None:
             if not self.done:  # told along the way: what came since is not in it
                 self.usage.completion_tokens = max(self.usage.completion_tokens, self._tokens)
+            if not self.usage.prompt_tokens:  # llama.cpp leaves it out of some streams of messages
+                self.usage.prompt_tokens = prompt_tokens
             return self.usage
         return Usage(prompt_tokens=0 if self._first else prompt_tokens, completion_tokens=self._tokens)
 

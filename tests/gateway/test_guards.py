@@ -44,7 +44,7 @@ class Sentry:
 async def sentry() -> AsyncIterator[Sentry]:
     made, app, port = Sentry(answer={"action": "allow"}), web.Application(), free_port()
     app.router.add_post("/check", made.handle)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     made.url = f"http://127.0.0.1:{port}/check"
