@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
+from django.urls import path
 from django.utils import timezone
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, status, viewsets
+from rest_framework.decorators import action
 from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
+from rest_framework.views import APIView
 
 from models_registry import blobs, services
-from models_registry.models import Format, Model, ModelVersion, VersionState
+from models_registry.hub import imports
+from models_registry.hub import services as hub
+from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
 from models_registry.serializers import (
+    HubHitSerializer,
+    HubModelSerializer,
+    HubQuerySerializer,
+    HubTokenSerializer,
     ImportSerializer,
+    LimitSerializer,
     ModelSerializer,
     ModelVersionDetailSerializer,
     ModelVersionSerializer,
@@ -66,7 +78,7 @@ class VersionFilter(filters.FilterSet):
 class ModelVersionsViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.DestroyModelMixin, viewsets.GenericViewSet
 ):
-    queryset = ModelVersion.objects.select_related("model").order_by("model__name", "-created_at", "-pk")
+    queryset = ModelVersion.objects.select_related("model", "job").order_by("model__name", "-created_at", "-pk")
     serializer_class = ModelVersionSerializer
     parser_classes = [JSONParser, MultiPartParser, FormParser]
     filterset_class = VersionFilter
@@ -103,7 +115,11 @@ class ModelVersionsViewSet(
         return Response(ModelVersionSerializer(version).data, status=status.HTTP_202_ACCEPTED, headers=headers)
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
-        name, number, now = asked["model"], asked.get("version"), timezone.now()
+        name, number, now = asked.get("model", ""), asked.get("version"), timezone.now()
+        if repo := asked.get("repo"):
+            chosen = {field: asked[field] for field in ("revision", "patterns")}
+            more = {field: asked.get(field) for field in ("token", "limit_bytes_per_second")}
+            return hub.start_hub_import(repo, name=name, version=number, now=now, **chosen, **more)
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
             return services.start_upload(name, temporary, upload.name, version=number, now=now)
@@ -112,10 +128,117 @@ class ModelVersionsViewSet(
     def perform_destroy(self, instance: ModelVersion) -> None:
         services.delete_version(instance)
 
+    @extend_schema(summary="Pause the fetch of an import", request=None, responses=ModelVersionSerializer)
+    @action(detail=True, methods=["post"])
+    def pause(self, request: Request, pk: str) -> Response:
+        return self._told(lambda row: hub.pause_import(row))
+
+    @extend_schema(summary="Go on with a fetch that was paused", request=None, responses=ModelVersionSerializer)
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, pk: str) -> Response:
+        return self._told(lambda row: hub.pause_import(row, paused=False))
+
+    @extend_schema(summary="End an import; what was fetched is kept for a week", request=None)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        return self._told(hub.cancel_import)
+
+    @extend_schema(summary="Limit how fast an import is fetched", request=LimitSerializer)
+    @action(detail=True, methods=["post"])
+    def limit(self, request: Request, pk: str) -> Response:
+        asked = LimitSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return self._told(lambda row: hub.limit_import(row, asked.validated_data["bytes_per_second"]))
+
+    def _told(self, verb: Callable[[ModelVersion], None]) -> Response:
+        row = self.get_object()
+        verb(row)
+        return Response(ModelVersionSerializer(self.get_queryset().get(pk=row.pk)).data)
+
+
+class MayImport(BasePermission):
+    """Staff that may import models: looking at a Hub is done with this installation's tokens."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        user = request.user
+        return bool(user and user.is_staff and user.has_perm("models_registry.add_modelversion"))
+
+
+class HubModelsView(APIView):
+    """What the Hub has."""
+
+    permission_classes = [MayImport]
+
+    @extend_schema(
+        operation_id="hub_models_list",
+        summary="Search the Hub",
+        parameters=[HubQuerySerializer],
+        responses=HubHitSerializer(many=True),
+    )
+    def get(self, request: Request) -> Response:
+        asked = _asked(request)
+        hits = imports.hub_of(asked.get("token")).search(asked.get("search", ""))
+        return Response(HubHitSerializer(hits, many=True).data)
+
+
+class HubModelView(APIView):
+    """One repository."""
+
+    permission_classes = [MayImport]
+
+    @extend_schema(
+        operation_id="hub_models_retrieve",
+        summary="Show a repository of the Hub, and what of it would be fetched",
+        parameters=[HubQuerySerializer],
+        responses=HubModelSerializer,
+    )
+    def get(self, request: Request) -> Response:
+        asked = _asked(request)
+        patterns = [one.strip() for one in asked["patterns"].split(",") if one.strip()]
+        model, choice = imports.look_up(asked.get("repo", ""), asked["revision"], patterns, asked.get("token"))
+        taken = set(choice.paths)
+        files = [
+            {"path": one.path, "size": one.size, "sha256": one.sha256, "taken": one.path in taken}
+            for one in model.files
+        ]
+        about = {"reason": choice.reason, "files": files, "size_bytes": sum(f["size"] for f in files if f["taken"])}
+        told = {name: getattr(model, name) for name in ("repo", "commit", "gated", "private", "license")}
+        return Response(HubModelSerializer({**told, **about}).data)
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    asked = HubQuerySerializer(data=request.query_params)
+    asked.is_valid(raise_exception=True)
+    return asked.validated_data
+
+
+@extend_schema_view(
+    list=extend_schema(summary="List tokens for the Hub"),
+    retrieve=extend_schema(summary="Show a token for the Hub, without its text"),
+    create=extend_schema(summary="Keep a token for the Hub"),
+    destroy=extend_schema(summary="Forget a token for the Hub"),
+)
+class HubTokensViewSet(viewsets.ModelViewSet):
+    queryset = HubToken.objects.order_by("name")
+    serializer_class = HubTokenSerializer
+    http_method_names = ["get", "post", "delete", "head", "options"]
+    search_fields = ["name"]
+
+    def perform_create(self, serializer: HubTokenSerializer) -> None:
+        serializer.instance = hub.save_token(**serializer.validated_data)
+
+    def perform_destroy(self, instance: HubToken) -> None:
+        hub.delete_token(instance)
+
 
 def register(router: BaseRouter) -> None:
     router.register("models", ModelsViewSet)
     router.register("model-versions", ModelVersionsViewSet)
+    router.register("hub-tokens", HubTokensViewSet)
 
 
-urlpatterns = blobs.urlpatterns
+urlpatterns = [
+    *blobs.urlpatterns,
+    path("hub/models/", HubModelsView.as_view(), name="hub-models"),
+    path("hub/model/", HubModelView.as_view(), name="hub-model"),
+]

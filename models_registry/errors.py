@@ -55,3 +55,55 @@ class NotReady(RegistryError):
     code = "version_not_ready"
     status = 409
     remedy = "Wait until the import is done, or import it again if it failed."
+
+
+class SourceRefused(RegistryError):
+    """The source does not let us have it."""
+
+    code = "source_refused"
+    status = 403
+    remedy = "Accept the model's terms on its page, and give a token that may read it."
+
+
+class SourceGone(RegistryError):
+    code = "source_gone"
+    status = 404
+    remedy = "Look at the name and the revision: it may have been renamed, removed, or be private."
+
+
+class SourceChanged(RegistryError):
+    """The file is not the one that was there when the import began."""
+
+    code = "source_changed"
+    status = 409
+    remedy = "Import it again; give a commit instead of a branch to be safe from changes."
+
+
+class SourceUnreachable(RegistryError):
+    code = "source_unreachable"
+    status = 502
+    remedy = "Look at the network between the master and the source, then import it again: it goes on where it was."
+
+
+class WrongHash(RegistryError):
+    """What the source sends is not what it says."""
+
+    code = "wrong_hash"
+    status = 422
+    remedy = "Import it again later, or from another mirror; tell the publisher when it stays so."
+
+
+class ImportCancelled(RegistryError):
+    code = "import_cancelled"
+    status = 409
+    remedy = "Import it again: what was fetched is still there for a week."
+
+
+class InvalidToken(RegistryError):
+    code = "invalid_token"
+    remedy = "Give a name, and the token as the Hub shows it (hf_...)."
+
+
+class TokenNameTaken(InvalidToken):
+    code = "token_name_taken"
+    status = 409

@@ -70,6 +70,20 @@ class ModelVersion(models.Model):
         return f"{self.model.name}:{self.version}"
 
 
+class HubToken(models.Model):
+    """A token of somebody's account at a Hub: opens what is gated or private."""
+
+    name = models.CharField(max_length=80, unique=True)
+    sealed_token = models.TextField(editable=False)  # fleet.sealed
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class ImportJob(models.Model):
     """An import under way: what a worker needs to do it, or to do it again when another one was lost.
 
@@ -77,7 +91,15 @@ class ImportJob(models.Model):
     """
 
     version = models.OneToOneField(ModelVersion, primary_key=True, on_delete=models.CASCADE, related_name="job")
-    path = models.TextField()
+    path = models.TextField(blank=True)
+    hub = models.JSONField(null=True)  # models_registry.hub.imports.Spec, when it is fetched from a Hub
+    token = models.ForeignKey(HubToken, null=True, on_delete=models.SET_NULL)
+    paused = models.BooleanField(default=False)
+    cancelled = models.BooleanField(default=False)
+    limit_bytes_per_second = models.PositiveBigIntegerField(null=True)
+    detail = models.JSONField(default=dict)  # models_registry.hub.imports.Detail: how far it is
+    touched_at = models.DateTimeField(null=True)  # when `detail` was written
+    seen_bytes = models.BigIntegerField(default=0)  # there when the last attempt began
     link = models.BooleanField(default=False)
     upload = models.BooleanField(default=False)  # `path` is a kept upload: it goes with the job
     attempts = models.PositiveSmallIntegerField(default=0)

@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
-from django.db.models import F, ProtectedError
+from django.db.models import ProtectedError, Q
 from kombu.exceptions import OperationalError as BrokerError
 
 from models_registry.errors import NotReady, RegistryError, VersionInUse
+from models_registry.hub import imports
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import Progress
+from models_registry.store import Progress, Staged
 from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
 from wire.manifest import Manifest
 
@@ -76,7 +77,7 @@ def start_import(
     path = checked_source(path)
     scan(path, own_paths())
     job = ImportJob(path=str(path), link=link, queued_at=now)
-    return _start(name, version, job, source=source or str(path))
+    return begin(name, version, job, source=source or str(path))
 
 
 def start_upload(
@@ -87,7 +88,7 @@ def start_upload(
     kept = store().keep_upload(temporary, file_name)
     job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
-        return _start(name, version, job, source=f"upload of {file_name}")
+        return begin(name, version, job, source=f"upload of {file_name}")
     except Exception:
         store().drop_upload(kept)
         raise
@@ -102,9 +103,9 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
         row = ModelVersion.objects.select_related("model", "job").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
             return VersionState(row.state) if row else None
-        if row.job.attempts >= MAX_ATTEMPTS:
+        if row.job.attempts >= MAX_ATTEMPTS and not _has_moved(row.job):
             return fail_import(row, _lost(row.job))
-        ImportJob.objects.filter(pk=version_id).update(attempts=F("attempts") + 1, started_at=now)
+        _note_attempt(row.job, now)
         try:
             _take_in(row, row.job)
         except (OperationalError, InterfaceError):  # of the database: nothing can be noted; `heal_imports` comes back
@@ -139,7 +140,7 @@ def heal_imports(now: dt.datetime) -> int:
     for job in ImportJob.objects.select_related("version__model").filter(version__state=VersionState.IMPORTING):
         if not _is_orphaned(job, now):
             continue
-        if job.attempts >= MAX_ATTEMPTS:
+        if job.attempts >= MAX_ATTEMPTS and not _has_moved(job):
             fail_import(job.version, _lost(job))
             continue
         same = ImportJob.objects.filter(pk=job.pk, queued_at=job.queued_at, started_at=job.started_at)
@@ -153,7 +154,8 @@ def heal_imports(now: dt.datetime) -> int:
 def expire_imports(now: dt.datetime) -> int:
     """Call imports failed that are not done in IMPORT_DEADLINE."""
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
-    rows = list(late.select_related("model"))
+    moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes
+    rows = list(late.exclude(moving).select_related("model"))
     for row in rows:
         fail_import(
             row,
@@ -223,7 +225,8 @@ def verify_version(version: ModelVersion) -> list[str]:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _start(name: str, version: str | None, job: ImportJob, *, source: str) -> ModelVersion:
+def begin(name: str, version: str | None, job: ImportJob, *, source: str) -> ModelVersion:
+    """A row that is IMPORTING, and a worker told to do its job. Raises VersionTaken."""
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
         row = new_row(model, version, source=source, now=job.queued_at)
@@ -245,12 +248,32 @@ def _enqueue(row: ModelVersion) -> None:
 
 def _take_in(row: ModelVersion, job: ImportJob) -> None:
     """Files into the store, row READY. Paths are checked again: a link may lead elsewhere since the request."""
+    if job.hub is not None:
+        with store().stage_files(imports.fetch(row, job)) as staged:
+            _publish(row, staged)
+        imports.forget(job)
+        return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
     with store().stage(path, link=job.link, protected=protected, progress=_row_progress(row.pk)) as staged:
-        facts = inspect_staged(staged)
-        with store().lock(), transaction.atomic():
-            publish_importing(row, staged, facts)
+        _publish(row, staged)
+
+
+def _publish(row: ModelVersion, staged: Staged) -> None:
+    facts = inspect_staged(staged)
+    with store().lock(), transaction.atomic():
+        publish_importing(row, staged, facts)
+
+
+def _note_attempt(job: ImportJob, now: dt.datetime) -> None:
+    """A worker begins. One that was killed after it had fetched something was no vain attempt."""
+    attempts = 1 if _has_moved(job) else job.attempts + 1
+    there = job.detail.get("done_bytes", 0)
+    ImportJob.objects.filter(pk=job.pk).update(attempts=attempts, started_at=now, seen_bytes=there)
+
+
+def _has_moved(job: ImportJob) -> bool:
+    return int(job.detail.get("done_bytes", 0)) > job.seen_bytes
 
 
 def _is_orphaned(job: ImportJob, now: dt.datetime) -> bool:

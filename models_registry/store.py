@@ -6,6 +6,7 @@
     staging/<random>/            one import under way; a lock is held on it as long as its process lives
     imports/<id>.lock            held by the worker that does an import, as long as its process lives
     uploads/<random>/            files sent by people, waiting for their import
+    downloads/<sha256>           files on their way from elsewhere (`download.partial`), kept for a week
 
 Everything appears in place by a rename on one file system: a version is there whole, or not at all.
 """
@@ -42,6 +43,7 @@ CHUNK_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
 """Left free on the file system by an import."""
 _UPLOAD_LIFETIME_S = 24 * 3600.0
+_DOWNLOAD_LIFETIME_S = 7 * 24 * 3600.0
 _LOCK_NAME = ".lock"
 
 
@@ -132,6 +134,23 @@ class Store:
             shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def downloads(self) -> Path:
+        """Where files are fetched to, each under its hash: two imports of one file share it."""
+        return self.root / "downloads"
+
+    @contextmanager
+    def stage_files(self, files: Sequence[tuple[ManifestFile, Path]]) -> Iterator[Staged]:
+        """Files that are hashed already, each from where it lies on the store's file system (a hard link)."""
+        self.clean_leftovers()
+        with self._staging_folder() as folder:
+            for file, source in files:
+                target = folder / "files" / check_path(file.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(source, target)
+            manifest = check_manifest(Manifest(files=tuple(sorted(file for file, _ in files))))
+            yield Staged(folder=folder / "files", manifest=manifest)
+
     def publish(self, staged: Staged) -> None:
         """Put a staged version in its place. Call it with the lock held; a version that is there already stays."""
         digest = staged.manifest.digest
@@ -194,6 +213,10 @@ class Store:
             with suppress(FileNotFoundError):  # another process cleans as well
                 if time.time() - folder.stat().st_mtime > _UPLOAD_LIFETIME_S:
                     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        for file in self.downloads.glob("*"):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > _DOWNLOAD_LIFETIME_S:
+                    file.unlink()
 
     def uploads_folder(self) -> Path:
         """Where uploads are written to as they come: on the store's file system, so that they never move again."""

@@ -8,7 +8,7 @@ from django.contrib.auth.models import Group, User
 from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project
 from deployments.models import Deployment, ModelPrice, Provider, Revision, Route, RouteTarget
 from fleet.models import Gateway, JoinToken, Server
-from models_registry.models import Model
+from models_registry.models import HubToken, Model
 
 _NODE = ["public_key_pem", "certificate_pem"]
 
@@ -19,6 +19,7 @@ def register_all() -> None:
     auditlog.register(Gateway, exclude_fields=_NODE)
     auditlog.register(JoinToken, exclude_fields=["secret_hash"])
     auditlog.register(Model)
+    auditlog.register(HubToken, exclude_fields=["sealed_token"])
     auditlog.register(Deployment, exclude_fields=["explanation", "refusals", "updated_at"])
     auditlog.register(Revision)
     auditlog.register(Project, exclude_fields=["updated_at"])

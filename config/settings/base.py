@@ -26,6 +26,9 @@ DEBUG = False
 ALLOWED_HOSTS = ["*"]
 CA_DIR = HOME.ca
 MODEL_STORE_DIR = HOME.models
+HUB_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+HUB_TOKEN = os.environ.get("HF_TOKEN", "")
+HUB_CONNECTIONS = 16
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))
 GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))

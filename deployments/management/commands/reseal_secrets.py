@@ -9,6 +9,7 @@ from django.db import transaction
 
 from deployments.models import Provider
 from fleet.sealed import Unreadable, reseal
+from models_registry.models import HubToken
 
 
 class Command(BaseCommand):
@@ -21,6 +22,10 @@ class Command(BaseCommand):
                 for row in rows:
                     row.sealed_key = reseal(row.sealed_key)
                     row.save(update_fields=["sealed_key"])
+                tokens = list(HubToken.objects.select_for_update())
+                for token in tokens:
+                    token.sealed_token = reseal(token.sealed_token)
+                    token.save(update_fields=["sealed_token"])
         except Unreadable as error:
             raise CommandError(f"{error.message} {error.remedy}") from error
-        self.stdout.write(f"{len(rows)} secrets are sealed by the first key.")
+        self.stdout.write(f"{len(rows) + len(tokens)} secrets are sealed by the first key.")
