@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
@@ -15,6 +16,7 @@ from models_registry.errors import SourceChanged, SourceGone, SourceRefused, Sou
 MOST_REDIRECTS = 5
 LONGEST_PAUSE_S = 300.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RATE_LIMIT = re.compile(r";\s*r=0\s*;\s*t=(\d+)")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -34,6 +36,8 @@ class Remote:
     headers: dict[str, str] = field(default_factory=dict)
     etag: str = ""
     """What the source calls this content; an answer with another one is of another content. Empty: not known."""
+    has_hash: bool = False
+    """The content's own hash is known: ETags, which differ from one mirror to the next, do not matter."""
     name: str = ""
     """For people."""
     located: str = ""
@@ -84,10 +88,12 @@ class Remote:
             raise SourceGone(f"{self.name} is not there ({status}).")
         if status == 416:
             raise SourceChanged(f"{self.name} is shorter than it was.")
-        raise TryAgain(f"status {status}", _retry_after(answer.headers.get("Retry-After", "")))
+        raise TryAgain(f"status {status}", _patience(answer.headers))
 
     def _check_same(self, answer: aiohttp.ClientResponse) -> None:
         told = answer.headers.get("ETag", "").removeprefix("W/").strip('"')
+        if self.has_hash:
+            return
         if not self.etag:
             self.etag = told
         elif told and told != self.etag:
@@ -123,11 +129,17 @@ def _host(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
-def _retry_after(text: str) -> float | None:
-    """Seconds, from either form of the header."""
-    if not text:
-        return None
-    if text.strip().isdecimal():
-        return min(LONGEST_PAUSE_S, float(text))
-    moment = email.utils.parsedate_to_datetime(text) if "," in text else None
-    return None if moment is None else min(LONGEST_PAUSE_S, max(0.0, moment.timestamp() - time.time()))
+def _patience(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait: `Retry-After` in either form, or the Hub's `RateLimit: "api";r=0;t=55`."""
+    text = headers.get("Retry-After", "").strip()
+    seconds: float | None = None
+    if text.isdecimal():
+        seconds = float(text)
+    elif "," in text:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            seconds = None
+    elif (match := _RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
+        seconds = float(match[1])
+    return None if seconds is None else min(LONGEST_PAUSE_S, max(0.0, seconds))

@@ -77,7 +77,7 @@ class Hub:
     def search(self, words: str, limit: int = 30) -> list[HubHit]:
         """The most downloaded first. Raises SourceUnreachable."""
         with _told(words, self.token):
-            found = list(self._api.list_models(search=words, limit=limit, sort="downloads"))
+            found = list(self._api.list_models(search=words, limit=limit, sort="downloads", full=True))
         return [
             HubHit(
                 repo=model.id,

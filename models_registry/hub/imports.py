@@ -93,7 +93,7 @@ def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
         Wanted(
             path=_place(file),
             size=file.size,
-            remote=Remote(hub.url(spec.repo, spec.commit, file.path), hub.headers, name=file.path),
+            remote=Remote(hub.url(spec.repo, spec.commit, file.path), hub.headers, has_hash=True, name=file.path),
             sha256=file.sha256,
             git_sha1=file.git_sha1,
         )

@@ -63,7 +63,7 @@ def worker(transactional_db, tmp_path, model_store) -> Iterator[tuple[ModelVersi
     job = ImportJob(path=str(write_gguf(tmp_path / "m")), queued_at=NOW)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "_enqueue", lambda row: None)
-        version = services._start("tiny", None, job, source="test")
+        version = services.begin("tiny", None, job, source="test")
     environment = os.environ | {"DATABASE_URL": test_database_url(), "DJANGO_SETTINGS_MODULE": "config.settings.test"}
     command = [sys.executable, "-c", WORKER, str(model_store), str(version.pk)]
     process = subprocess.Popen(
