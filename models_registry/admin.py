@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from django.urls import URLPattern
 from django.utils import timezone
 
 from models_registry import services
-from models_registry.models import NAME, ModelVersion
+from models_registry.hub import pages
+from models_registry.models import NAME, ImportJob, ModelVersion
 from templates.base import PageAdmin, told
 from templates.cells import cell
 from templates.forms import PageForm
@@ -112,11 +114,20 @@ class ModelVersionAdmin(PageAdmin):
             str(row),
             row=row,
             used_by=names,
+            job=ImportJob.objects.filter(pk=row.pk, hub__isnull=False).first(),
+            may_import=self.has_add_permission(request),
             may_delete=self.has_delete_permission(request, row),
         )
 
     def own_urls(self) -> list[URLPattern]:
-        return [self.route("<str:object_id>/delete/", self.delete_page, "delete_page")]
+        return [
+            self.route("hub/", partial(pages.hub_page, self), "hub"),
+            *(
+                self.route(f"<str:object_id>/{verb}/", partial(pages.control_import, self, verb=verb), verb)
+                for verb in ("pause", "resume", "cancel")
+            ),
+            self.route("<str:object_id>/delete/", self.delete_page, "delete_page"),
+        ]
 
     def delete_page(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """In place of Django's own delete view, which knows nothing of files or of who uses them."""

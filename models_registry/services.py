@@ -153,6 +153,7 @@ def heal_imports(now: dt.datetime) -> int:
 
 def expire_imports(now: dt.datetime) -> int:
     """Call imports failed that are not done in IMPORT_DEADLINE."""
+    store().clean_leftovers()
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
     moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes
     rows = list(late.exclude(moving).select_related("model"))
@@ -251,7 +252,6 @@ def _take_in(row: ModelVersion, job: ImportJob) -> None:
     if job.hub is not None:
         with store().stage_files(imports.fetch(row, job)) as staged:
             _publish(row, staged)
-        imports.forget(job)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()

@@ -43,6 +43,8 @@ CHUNK_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
 """Left free on the file system by an import."""
 _UPLOAD_LIFETIME_S = 24 * 3600.0
+_FINISHED_LIFETIME_S = 900.0
+"""Of the other name of a file that is in the store: an import of the same file may be about to find it done."""
 _DOWNLOAD_LIFETIME_S = 7 * 24 * 3600.0
 _LOCK_NAME = ".lock"
 
@@ -125,6 +127,7 @@ class Store:
         name = uuid.uuid4().hex
         made, folder = self.root / f".new-{name}", self._staging / name
         (made / "files").mkdir(parents=True)
+        self._staging.mkdir(exist_ok=True)
         try:
             with (made / _LOCK_NAME).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -147,7 +150,10 @@ class Store:
             for file, source in files:
                 target = folder / "files" / check_path(file.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(source, target)
+                try:
+                    os.link(source, target)
+                except FileNotFoundError:  # another import has put it into the store, and its other name is gone
+                    os.link(self.blob_path(file.sha256), target)
             manifest = check_manifest(Manifest(files=tuple(sorted(file for file, _ in files))))
             yield Staged(folder=folder / "files", manifest=manifest)
 
@@ -215,8 +221,10 @@ class Store:
                     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
         for file in self.downloads.glob("*"):
             with suppress(FileNotFoundError):
-                if time.time() - file.stat().st_mtime > _DOWNLOAD_LIFETIME_S:
+                age_s = time.time() - file.stat().st_ctime
+                if age_s > (_FINISHED_LIFETIME_S if file.stat().st_nlink > 1 else _DOWNLOAD_LIFETIME_S):
                     file.unlink()
+                    file.with_name(file.name + ".ok").unlink(missing_ok=True)
 
     def uploads_folder(self) -> Path:
         """Where uploads are written to as they come: on the store's file system, so that they never move again."""

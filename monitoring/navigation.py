@@ -34,6 +34,12 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                     "models_registry_modelversion_changelist",
                     can("models_registry.view_modelversion"),
                 ),
+                _link(
+                    "Hub tokens",
+                    "key_vertical",
+                    "models_registry_hubtoken_changelist",
+                    can("models_registry.view_hubtoken"),
+                ),
                 _link("Routes", "alt_route", "deployments_route_changelist", can("deployments.view_route")),
                 _link("Providers", "cloud", "deployments_provider_changelist", can("deployments.view_provider")),
                 _link("Prices", "sell", "deployments_modelprice_changelist", can("deployments.view_modelprice")),

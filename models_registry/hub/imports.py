@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ from django.utils import timezone
 from fleet.sealed import unseal
 from models_registry.download.downloader import running
 from models_registry.download.lanes import Control
+from models_registry.download.pace import Limit
 from models_registry.download.partial import Done
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Progress, Wanted
@@ -114,22 +114,12 @@ def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
     ]
 
 
-def forget(job: ImportJob) -> None:
-    """The files are in the store: their other names go."""
-    spec = msgspec.convert(job.hub, Spec)
-    for path, size, sha256, git_sha1 in spec.files:
-        place = _place(HubFile(path, size, sha256, git_sha1))
-        for name in (place, place.with_name(place.name + ".ok")):
-            with suppress(FileNotFoundError):
-                name.unlink()
-
-
 def _place(file: HubFile) -> Path:
     return store().downloads / (file.sha256 or f"git-{file.git_sha1}-{file.size}")
 
 
 def _fetch(row: ModelVersion, job: ImportJob, wanted: list[Wanted], have: int) -> list[Done]:
-    control = Control()
+    control = Control(Limit(job.limit_bytes_per_second), paused=job.paused, cancelled=job.cancelled)
     work = _Work(wanted, control)
     work.start()
     try:

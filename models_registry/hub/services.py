@@ -12,6 +12,7 @@ from django.db.models import QuerySet
 
 from fleet.sealed import seal
 from models_registry.errors import ImportCancelled, InvalidToken, NotReady, TokenNameTaken
+from models_registry.hub.choose import Choice
 from models_registry.hub.imports import look_up, spec_of
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 from models_registry.services import begin, fail_import
@@ -26,6 +27,7 @@ def start_hub_import(
     *,
     revision: str = "main",
     patterns: Sequence[str] = (),
+    paths: Sequence[str] = (),
     name: str = "",
     version: str | None = None,
     token: HubToken | None = None,
@@ -34,12 +36,15 @@ def start_hub_import(
 ) -> ModelVersion:
     """Fetch a model from the Hub: the row is IMPORTING now, and READY or FAILED later.
 
-    The commit is fixed here; what the branch becomes meanwhile does not matter. `name`: by default the repository's.
+    The commit is fixed here; what the branch becomes meanwhile does not matter. `paths` are the files to take, else
+    those that match `patterns`, else the sensible ones. `name`: by default the repository's.
     Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken.
     """
     name = name or repo
     check_name(name, version)
     model, choice = look_up(repo, revision, patterns, token)
+    if paths:
+        choice = Choice(tuple(paths), "those that were chosen")
     spec = spec_of(model, choice, patterns)
     job = ImportJob(
         hub=msgspec.to_builtins(spec), token=token, limit_bytes_per_second=limit_bytes_per_second, queued_at=now

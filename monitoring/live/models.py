@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models_registry.models import ModelVersion
+from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import cells, fragment, list_digest
 
 MODEL_CELLS = ("state", "size", "facts")
@@ -21,8 +21,11 @@ def render_one(ask: Any) -> dict[str, str]:
     version = ModelVersion.objects.select_related("model").filter(pk=ask.argument).first()
     if version is None:
         return {"model:head": "gone"}
+    job = ImportJob.objects.filter(pk=version.pk, hub__isnull=False).first()
+    fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
+    files = version.manifest.get("files", [])
     return {
-        "model:head": fragment("model_head", row=version),
+        "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),
-        "model:files": fragment("model_files", row=version, files=version.manifest.get("files", [])),
+        "model:files": fragment("model_files", row=version, files=files, fetching=fetching),
     }

@@ -1,0 +1,181 @@
+"""Pages of the admin by which a model is found at the Hub and fetched, and tokens are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model as Row
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern
+from django.utils import timezone
+from django.utils.html import format_html
+
+from models_registry.errors import RegistryError
+from models_registry.hub import imports, services
+from models_registry.hub.choose import variants
+from models_registry.models import NAME, HubToken, ModelVersion
+from templates.base import PageAdmin, told, words_of
+from templates.forms import PageForm
+
+MOST_SHOWN = 500
+
+
+class SearchForm(PageForm):
+    """What to look for, and as whom."""
+
+    q = forms.CharField(
+        required=False,
+        max_length=200,
+        label="Search, or a repository",
+        widget=forms.TextInput(attrs={"placeholder": "qwen3 gguf, or org/name"}),
+    )
+    revision = forms.CharField(required=False, max_length=200, help_text="Branch, tag or commit; empty: main.")
+    token = forms.ModelChoiceField(
+        HubToken.objects.none(), required=False, to_field_name="name", empty_label="none", label="Token"
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["token"].queryset = HubToken.objects.all()
+
+
+class FetchForm(PageForm):
+    """What of a repository to take, and under which name."""
+
+    name = forms.CharField(max_length=120, validators=[NAME], label="Name here")
+    limit_mb = forms.FloatField(
+        required=False, min_value=0.01, label="Not faster than (MB/s)", help_text="Empty: as fast as it goes."
+    )
+
+
+def hub_page(page: PageAdmin, request: HttpRequest) -> HttpResponse:
+    """Search, then a repository with its files, then (POST) the import."""
+    if not page.has_add_permission(request):
+        raise PermissionDenied
+    form = SearchForm(request.GET or None)
+    context: dict[str, Any] = {"form": form, "hits": None}
+    if form.is_bound and form.is_valid():
+        asked = form.cleaned_data
+        try:
+            if "/" in asked["q"]:
+                return _repo_page(page, request, context, asked)
+            context["hits"] = imports.hub_of(asked["token"]).search(asked["q"]) if asked["q"] else None
+        except RegistryError as error:
+            messages.error(request, words_of(error) or "")
+    return page.page(request, "stokehold/hub.html", "Fetch from the Hub", **context)
+
+
+def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], asked: dict[str, Any]) -> HttpResponse:
+    model, choice = imports.look_up(asked["q"], asked["revision"] or "main", (), asked["token"])
+    fetch = FetchForm(request.POST or None, initial={"name": model.repo})
+    taken = set(request.POST.getlist("files")) if request.method == "POST" else set(choice.paths)
+    if request.method == "POST" and fetch.is_valid():
+        with told(request):
+            limit = fetch.cleaned_data["limit_mb"]
+            row = services.start_hub_import(
+                model.repo,
+                revision=model.commit,
+                paths=sorted(taken),
+                name=fetch.cleaned_data["name"],
+                token=asked["token"],
+                limit_bytes_per_second=int(limit * 1e6) if limit else None,
+                now=timezone.now(),
+            )
+            messages.success(request, f"The import of {row} has started.")
+            return HttpResponseRedirect(page.url("change", row.pk))
+    files = sorted(model.files, key=lambda file: (file.path not in taken, file.path))
+    return page.page(
+        request,
+        "stokehold/hub.html",
+        "Fetch from the Hub",
+        **context,
+        found=model,
+        fetch=fetch,
+        reason=choice.reason,
+        files=[(file, file.path in taken) for file in files[:MOST_SHOWN]],
+        hidden=max(0, len(files) - MOST_SHOWN),
+        taken_bytes=sum(file.size for file in model.files if file.path in taken),
+        variants=[
+            (name, ",".join(paths), sum(file.size for file in model.files if file.path in paths))
+            for name, paths in variants(file.path for file in model.files).items()
+        ],
+    )
+
+
+def control_import(page: PageAdmin, request: HttpRequest, object_id: str, verb: str) -> HttpResponse:
+    """Pause, go on with, or cancel an import."""
+    row: ModelVersion = page.row_or_404(request, object_id)
+    if not page.has_add_permission(request) or request.method != "POST":
+        raise PermissionDenied
+    with told(request):
+        if verb == "cancel":
+            services.cancel_import(row)
+            messages.success(request, f"The import of {row} is cancelled. What was fetched is kept for a week.")
+        else:
+            services.pause_import(row, paused=verb == "pause")
+            messages.success(request, "It pauses within a second." if verb == "pause" else "It goes on.")
+    return HttpResponseRedirect(page.url("change", row.pk))
+
+
+class TokenForm(PageForm):
+    """A token of somebody's account."""
+
+    name = forms.CharField(max_length=80, help_text="Whose it is, or what it opens.")
+    token = forms.CharField(
+        max_length=400,
+        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
+        help_text="As the Hub shows it (hf_...), with leave to read. It is encrypted, and never shown again.",
+    )
+
+
+@admin.register(HubToken)
+class HubTokenAdmin(PageAdmin):
+    """Tokens for gated and private models."""
+
+    add_label = "Save a token"
+    intro = "Tokens of accounts at the Hub, for gated and private models. They are encrypted, and never shown again."
+    list_display = ("name", "created_at", "forget_link")
+    list_display_links = None
+    search_fields = ("name",)
+
+    def list_title(self) -> str:
+        return "Hub tokens"
+
+    @admin.display(description="")
+    def forget_link(self, row: HubToken) -> str:
+        return format_html('<a class="sk-button sk-danger" href="{}">Forget</a>', self.url("forget", row.pk))
+
+    def has_change_permission(self, request: HttpRequest, obj: Row | None = None) -> bool:
+        return False
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = TokenForm(request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            with told(request):
+                row = services.save_token(**form.cleaned_data)
+                messages.success(request, f"Token {row.name} is saved.")
+                return HttpResponseRedirect(self.url("changelist"))
+        return self.page(request, "stokehold/hub_token.html", "Save a token", form=form)
+
+    def own_urls(self) -> list[URLPattern]:
+        return [self.route("<str:object_id>/forget/", self.forget, "forget")]
+
+    def forget(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        row = self.row_or_404(request, object_id)
+        if not self.has_delete_permission(request, row):
+            raise PermissionDenied
+        return self.confirmed(
+            request,
+            f"Forget token {row.name}?",
+            lambda: services.delete_token(row),
+            done=f"Token {row.name} is forgotten.",
+            back=self.url("changelist"),
+            consequence="Imports under way that use it go on as nobody. At the Hub it stays good: revoke it there.",
+            button="Forget it",
+            danger=True,
+        )
