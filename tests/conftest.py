@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -80,7 +81,27 @@ def anonymous_api() -> APIClient:
 
 
 @pytest.fixture(scope="session")
-def _running_master(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
+def _steady_content_types(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Content types keep their ids when the tables are flushed after a test: a running master remembers them."""
+    from django.contrib.contenttypes.models import ContentType
+    from django.core.management.commands import flush
+
+    with django_db_blocker.unblock():
+        rows = list(ContentType.objects.all())
+    emit = flush.emit_post_migrate_signal
+
+    def emit_with_the_same(*arguments: Any, **options: Any) -> None:
+        ContentType.objects.bulk_create(rows, ignore_conflicts=True)
+        emit(*arguments, **options)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(flush, "emit_post_migrate_signal", emit_with_the_same)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def _running_master(_steady_content_types: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
     running = Master(tmp_path_factory.mktemp("master"), test_database_url())
     running.start()
     try:

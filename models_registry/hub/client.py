@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 import httpx2
 from huggingface_hub import HfApi
@@ -24,6 +26,7 @@ from wire.manifest import check_path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MOST_FILES = 100_000
+_KNOCK_S = 5.0
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -77,6 +80,7 @@ class Hub:
     def search(self, words: str, limit: int = 30) -> list[HubHit]:
         """The most downloaded first. Raises SourceUnreachable."""
         with _told(words, self.token):
+            self._knock()
             found = list(self._api.list_models(search=words, limit=limit, sort="downloads", full=True))
         return [
             HubHit(
@@ -96,6 +100,7 @@ class Hub:
         if not _REPO.fullmatch(repo):
             raise BadSource(f"{repo!r} is no repository.", remedy="Give NAMESPACE/NAME as the Hub shows it.")
         with _told(repo, self.token, revision):
+            self._knock()
             info = self._api.model_info(repo, revision=revision or "main", files_metadata=True)
         siblings = info.siblings or []
         if len(siblings) > MOST_FILES:
@@ -120,6 +125,13 @@ class Hub:
     def url(self, repo: str, commit: str, path: str) -> str:
         """Where a file's bytes are asked for."""
         return f"{self.endpoint}/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
+
+    def _knock(self) -> None:
+        """Raises OSError when nobody answers: the library would try for half a minute, with a person waiting."""
+        parts = urlsplit(self.endpoint)
+        if parts.hostname and parts.scheme not in getproxies():
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname, port), timeout=_KNOCK_S).close()
 
     @property
     def headers(self) -> dict[str, str]:

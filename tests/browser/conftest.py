@@ -88,6 +88,8 @@ def site(browser: Browser, master: Master, request: pytest.FixtureRequest) -> It
     yield site
     page.goto("about:blank")
     context.close()
+    if site.complaints:
+        print(master.log()[-8000:])  # what the page does not tell
     assert site.complaints == []
 
 
