@@ -36,6 +36,8 @@ class Stack:
     runtime: str = "process"
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
     took_s: float = 0.0
+    more: dict[str, str] = field(default_factory=dict)
+    """Of the environment."""
 
     # -------------------------------------------------------------------------------------------- commands
 
@@ -45,7 +47,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """Ours, without what the test settings put there."""
         drop = ("STOKEHOLD_HOME", "DJANGO_SETTINGS_MODULE", "DATABASE_URL", "REDIS_URL")
-        return {key: value for key, value in os.environ.items() if key not in drop}
+        return {**{key: value for key, value in os.environ.items() if key not in drop}, **self.more}
 
     def run(self, *arguments: str, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
