@@ -3,15 +3,15 @@
 (function () {
   "use strict";
 
-  const UNITS = ["B", "KB", "MB", "GB", "TB"];
+  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
   function inWords(bytes) {
     let unit = 0;
-    while (bytes >= 1000 && unit < UNITS.length - 1) {
-      bytes /= 1000;
+    while (bytes >= 1024 && unit < UNITS.length - 1) {
+      bytes /= 1024;
       unit += 1;
     }
-    return `${unit < 2 ? Math.round(bytes) : bytes.toFixed(1)} ${UNITS[unit]}`;
+    return `${unit === 0 ? bytes : bytes.toFixed(1)} ${UNITS[unit]}`;
   }
 
   function start(form) {
