@@ -20,6 +20,7 @@ from wire.join import NodeIdentity, reconnect_delay_s
 from wire.messages import (
     AGENT_LINK_PATH,
     AgentMessage,
+    Cache,
     Desired,
     Facts,
     Hello,
@@ -44,6 +45,7 @@ PING_EVERY_S = 6.0
 FINAL_PAUSE_S = 60.0
 _MAX_MESSAGE_BYTES = 32 * 2**20
 _STABLE_AFTER_S = 10.0
+_CACHE_EVERY_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -58,16 +60,29 @@ class Voices:
     tail: Callable[[str, int], Awaitable[tuple[str, ...]]]
     accepted: Callable[[], None]
     """Called after a desired state was accepted."""
+    cache: Callable[[], Cache | None]
+    """What model files are here, when that is news. It reads the disk."""
+    greeted: Callable[[], None]
+    """Called when a master welcomed us: it knows nothing yet."""
 
 
 class Link:
     """One websocket at a time. `changed` is set by whoever changes what `observed()` says."""
 
-    def __init__(self, identity: NodeIdentity, acceptance: Acceptance, voices: Voices, changed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        acceptance: Acceptance,
+        voices: Voices,
+        changed: asyncio.Event,
+        cache_changed: asyncio.Event,
+    ) -> None:
         self._identity = identity
         self._acceptance = acceptance
         self._voices = voices
         self._changed = changed
+        self._cache_changed = cache_changed
+        self._hears_cache = asyncio.Event()
         self._key = load_signing_key(identity.signing_key_pem)
         self._context = pinned_context(identity.ca_pem)
         self._refused: Refused | None = None
@@ -114,15 +129,17 @@ class Link:
             max_msg_size=_MAX_MESSAGE_BYTES,
         ) as socket:
             self.connected = True
+            self._hears_cache.clear()
             log.info("link.connected", master=self._identity.master_url)
             await self._say_hello(socket)
             async with asyncio.TaskGroup() as group:
                 talking = group.create_task(self._talk(socket))
                 telling = group.create_task(self._tell_facts(socket))
+                counting = group.create_task(self._tell_cache(socket))
                 try:
                     await self._listen(socket)
                 finally:
-                    for task in (talking, telling, *self._tails):
+                    for task in (talking, telling, counting, *self._tails):
                         task.cancel()
 
     async def _say_hello(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -157,6 +174,20 @@ class Link:
                 except (ConnectionError, aiohttp.ClientError):
                     return
 
+    async def _tell_cache(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Model files, on each change, to a master that hears of them."""
+        await self._hears_cache.wait()
+        while not socket.closed:
+            self._cache_changed.clear()
+            news = await asyncio.to_thread(self._voices.cache)
+            try:
+                if news is not None:
+                    await _send(socket, news)
+            except (ConnectionError, aiohttp.ClientError):
+                return
+            await asyncio.sleep(_CACHE_EVERY_S)
+            await self._cache_changed.wait()
+
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:
             if frame.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
@@ -170,6 +201,9 @@ class Link:
         match message:
             case Welcome():
                 log.info("link.welcome", release=message.release, protocol=message.protocol)
+                if "cache" in message.hears:
+                    self._voices.greeted()
+                    self._hears_cache.set()
             case Desired(envelope=envelope):
                 if self._acceptance.offer(envelope, time.time()):
                     self._voices.accepted()

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import structlog
 
 from agent.desired import Acceptance
-from agent.download import MasterBlobs
 from agent.errors import AgentError, JoinFailed
 from agent.home import AgentConfig, AgentHome
 from agent.join import join
@@ -25,6 +24,9 @@ from agent.runtimes.base import Runtime
 from agent.runtimes.docker import DockerRuntime
 from agent.runtimes.process import ProcessRuntime
 from agent.store import Store
+from agent.store.holder import Holder
+from agent.store.serve import BlobServer
+from agent.store.sources import Network
 from agent.supervise import Supervisor
 from wire.engine import RuntimeKind
 from wire.errors import WireError
@@ -59,29 +61,42 @@ class Agent:
         self.acceptance.load()
         self._runtimes = make_runtimes(home, config)
         self._records = Records(home)
-        self._blobs = MasterBlobs(identity, lambda: self._link.bearer())
-        self._store = Store(home.path, self._blobs, quota_bytes=config.disk_quota_bytes)
+        self._network = Network(identity, lambda: self._link.bearer(), home.relay_pem)
+        self._store = Store(home.path, self._network, quota_bytes=config.disk_quota_bytes)
+        self._holder = Holder(self._store, lambda: self.acceptance.state)
+        self._blob_server = BlobServer(self._store)
         self._store.in_use = lambda: [spec.model for spec in self.acceptance.state.instances]
         self._operations = Operations(self._runtimes, self._records, self._store, patience)
         self.supervisor = Supervisor(
             self._runtimes, self._records, self._operations, lambda: self.acceptance.in_force, patience
         )
-        self.relay = Relay(home, identity, self.supervisor.port_of, lambda: self.acceptance.state.revoked_certificates)
+        self.relay = Relay(
+            home,
+            identity,
+            self.supervisor.port_of,
+            lambda: self.acceptance.state.revoked_certificates,
+            self._blob_server.protocol,
+        )
         voices = Voices(
             facts=self._facts,
             load=self._load,
             observed=self._observed,
             tail=self.supervisor.tail,
             accepted=self._accepted,
+            cache=self._holder.news,
+            greeted=self._holder.forget_said,
         )
-        self._link = Link(identity, self.acceptance, voices, self.supervisor.changed)
+        self._link: Link = Link(identity, self.acceptance, voices, self.supervisor.changed, self._holder.changed)
 
     async def run(self) -> None:
         """Run until cancelled. Engines are left running."""
         try:
+            await asyncio.to_thread(self._store.take_over)
+            self._apply_policy()
             await self.relay.start(self._config.relay_host, self._config.relay_port)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.supervisor.run(), name="supervisor")
+                group.create_task(self._holder.run(), name="holder")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SETTLE_S):
                         # so that a restart of the agent never tells the master that a ready engine is not
@@ -90,13 +105,19 @@ class Agent:
         finally:
             await self.relay.close()
             await self._operations.close()
-            await self._blobs.close()
+            await self._blob_server.close()
+            await self._network.close()
             await close_runtimes(self._runtimes)
 
     def _accepted(self) -> None:
         """A desired state came that holds something new."""
         self.supervisor.wake()
         self.relay.cut_revoked()
+        self._apply_policy()
+
+    def _apply_policy(self) -> None:
+        self._holder.wake()
+        self._blob_server.limit.bytes_per_second = self.acceptance.state.cache.upload_bytes_per_second
 
     def _observed(self) -> Observed:
         return Observed(

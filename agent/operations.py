@@ -117,7 +117,7 @@ class Operations:
         try:
             kind = await self._runtime_of(spec)
             await self._runtimes[kind].prepare(spec.engine, report)
-            await self._store.fetch(spec.model, report)
+            await self._store.prepare(spec, report)
         except CannotRun as error:
             return self._cannot_run(spec, memory, error)
         except (FetchFailed, RuntimeUnavailable) as error:
@@ -146,12 +146,12 @@ class Operations:
         instance_id = spec.instance_id
         began = time.monotonic()
         try:
-            if not self._store.has(spec.model):
+            if not await asyncio.to_thread(self._store.is_ready, spec):
                 raise NotPrepared("the model's files are gone")
             kind = await self._runtime_of(spec)
             record = self._records.get(instance_id)
             self._records.put(instance_id, msgspec.structs.replace(record, attempts=record.attempts + 1))
-            unit = await self._runtimes[kind].start(spec, self._store.model_dir(spec.model), record.port)
+            unit = await self._runtimes[kind].start(spec, self._store.folder_of(spec), record.port)
         except NotPrepared as error:
             return Outcome(after_fetch_failed(memory, error.message, time.monotonic()))
         except CannotRun as error:

@@ -1,8 +1,9 @@
-"""The door of this server for gateways on other machines: mutual TLS in, loopback out, byte for byte.
+"""The door of this server for gateways and peers: mutual TLS in, loopback out, byte for byte.
 
-A connection names its instance by SNI (`wire.certs.relay_name`) and proves itself by a certificate of this CA whose
-organizational unit is `gateway`, and which the desired state does not name as revoked. Nothing is parsed, and at most
-a buffer is held: a slow reader slows the writer.
+A gateway's connection names its instance by SNI (`wire.certs.relay_name`) and proves itself by a certificate of this
+CA whose organizational unit is `gateway`, and which the desired state does not name as revoked. Nothing is parsed, and
+at most a buffer is held: a slow reader slows the writer. A peer, whose unit is `agent`, names `wire.pieces.DOOR` and is
+handed to the server of blobs.
 TLS has no half-close in asyncio: when the engine ends its side everything it wrote is delivered first; when the
 gateway goes, the engine's connection is closed at once, so that it stops working on the request.
 """
@@ -22,6 +23,7 @@ import structlog
 from agent.home import AgentHome, write_whole
 from wire.certs import relay_name, relay_wildcard
 from wire.join import NodeIdentity
+from wire.pieces import DOOR
 
 FIRST_PORT = 8444
 _PIECE_BYTES = 64 * 2**10
@@ -39,8 +41,11 @@ class Relay:
         identity: NodeIdentity,
         port_of: Callable[[str], int | None],
         revoked: Callable[[], Container[str]] = tuple,
+        blobs: Callable[[], asyncio.Protocol] | None = None,
     ) -> None:
         """`port_of(instance_id)` gives the loopback port of a running instance, None for others.
+
+        `blobs()` makes the protocol that serves a peer.
 
         `revoked()` holds the serial numbers of certificates that are refused (`wire.certs.serial`).
         """
@@ -48,6 +53,8 @@ class Relay:
         self._server_id = identity.node_id
         self._port_of = port_of
         self._revoked = revoked
+        self._blobs = blobs
+        self._peers: weakref.WeakKeyDictionary[asyncio.Transport, str] = weakref.WeakKeyDictionary()  # as below
         self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._context = self._make_context(identity)
         self._server: asyncio.Server | None = None
@@ -63,8 +70,8 @@ class Relay:
             if candidate is None:
                 continue
             try:
-                self._server = await asyncio.start_server(
-                    self._accept, host, candidate, ssl=self._context, ssl_handshake_timeout=10, limit=_PIECE_BYTES
+                self._server = await asyncio.get_running_loop().create_server(
+                    lambda: _Door(self), host, candidate, ssl=self._context, ssl_handshake_timeout=10
                 )
                 break
             except OSError as error:
@@ -81,6 +88,8 @@ class Relay:
             self._server.close()
         for task in self._connections:
             task.cancel()
+        for transport in list(self._peers):
+            transport.abort()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def cut_revoked(self) -> None:
@@ -89,6 +98,21 @@ class Relay:
         for task, serial in self._connections.items():
             if serial in revoked:
                 task.cancel()
+        for transport, serial in list(self._peers.items()):
+            if serial in revoked:
+                transport.abort()
+
+    def protocol_for(self, transport: asyncio.Transport) -> asyncio.Protocol:
+        """What a new connection is served by, from here on."""
+        ssl_object = transport.get_extra_info("ssl_object")
+        certificate = ssl_object.getpeercert() or {}
+        serial = str(certificate.get("serialNumber", ""))
+        wants_blobs = self._names.get(ssl_object, "") == relay_name(DOOR, self._server_id)
+        if wants_blobs and self._blobs and "agent" in _units_of(certificate) and serial not in self._revoked():
+            self._peers[transport] = serial
+            return self._blobs()
+        reader = asyncio.StreamReader(limit=_PIECE_BYTES)
+        return asyncio.StreamReaderProtocol(reader, self._accept)
 
     def _last_port(self) -> int | None:
         try:
@@ -160,6 +184,19 @@ class Relay:
             with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
                 async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                     await writer.wait_closed()
+
+
+class _Door(asyncio.Protocol):
+    """Looks at who comes, and hands the connection on."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a TLS server
+        protocol = self._relay.protocol_for(transport)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
 
 
 async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -20,12 +20,15 @@ from deployments.narrator import Narrator
 from deployments.planner import Outcome, Subject
 from deployments.rollout import Move, Seen, Stage
 from deployments.scheduler import Placement
-from deployments.snapshot import ServerRow
+from deployments.snapshot import NOTHING, Promised, ServerRow
 from deployments.specs import instance_spec
 from fleet import hints
 from fleet.models import ServerDesired
 from fleet.services import mark_found, mark_lost, set_desired
-from wire.messages import InstanceSpec, InstanceState
+from models_registry.models import ModelVersion, VersionState
+from models_registry.pins import pinned
+from wire.manifest import Manifest
+from wire.messages import CachePolicy, HeldModel, InstanceSpec, InstanceState
 
 log = structlog.get_logger(__name__)
 
@@ -33,18 +36,20 @@ _PROMISED = (Phase.RUN, Phase.DRAIN)
 _REFUSALS_KEPT = 200
 
 
-def promised_instances(
-    known: dict[str, tuple[int, frozenset[str]]], servers: Mapping[str, ServerRow]
-) -> dict[str, frozenset[str]]:
-    """Instance ids in each server's desired state. `known` is the caller's cache: only newer generations are read."""
+def read_promised(known: dict[str, tuple[int, Promised]], servers: Mapping[str, ServerRow]) -> dict[str, Promised]:
+    """What is in each server's desired state. `known` is the caller's cache: only newer generations are read."""
     stale = [row.id for row in servers.values() if row.generation and known.get(row.id, (0,))[0] != row.generation]
     if stale:
         for server_id, generation, payload in ServerDesired.objects.filter(server__in=stale).values_list(
             "server_id", "generation", "payload"
         ):
-            ids = frozenset(spec["instance_id"] for spec in payload.get("instances", ()))
-            known[server_id] = (generation, ids)
-    return {server_id: ids for server_id, (_, ids) in known.items() if server_id in servers}
+            promised = Promised(
+                instances=frozenset(spec["instance_id"] for spec in payload.get("instances", ())),
+                held=frozenset(msgspec.convert(one["model"], Manifest).digest for one in payload.get("held", ())),
+                cache=msgspec.convert(payload.get("cache") or {}, CachePolicy),
+            )
+            known[server_id] = (generation, promised)
+    return {server_id: promised for server_id, (_, promised) in known.items() if server_id in servers}
 
 
 def apply_leases(
@@ -143,32 +148,58 @@ def _remove(deployment: Deployment) -> None:
 def sync_desired(
     instances: list[Instance],
     servers: Mapping[str, ServerRow],
-    promised: Mapping[str, frozenset[str]],
+    promised: Mapping[str, Promised],
+    held: Mapping[str, Mapping[str, int]],
     term: Term,
     share: float,
     now: datetime,
 ) -> None:
-    """Bring each server's desired state to the instances that should be there; states that agree are not touched.
+    """Bring each server's desired state to what should be there; states that agree are not touched.
 
+    `held`: server -> digest -> model version that should be there beside what instances need.
     It stops after `share` of a lease: the next pass goes on.
     """
     wanted: dict[str, set[str]] = defaultdict(set)
     for instance in instances:
         if instance.phase in _PROMISED and instance.server_id in servers:
             wanted[instance.server_id].add(instance.pk)
-    differ = [
-        row.id
-        for row in servers.values()
-        if not row.revoked and wanted.get(row.id, set()) != promised.get(row.id, frozenset())
-    ]
     until = term.share_from_now(share)
-    for server_id in differ:
+    for row in servers.values():
+        if row.revoked or Promised(frozenset(wanted[row.id]), frozenset(held.get(row.id, ())), row.cache) == (
+            promised.get(row.id, NOTHING)
+        ):
+            continue
         if term.clock() >= until:
             return
         with transaction.atomic():
             fence(term, now)
-            specs = _specs(server_id, wanted.get(server_id, set()), now)
-            set_desired(server_id, specs, now)
+            specs = _specs(row.id, wanted[row.id], now)
+            set_desired(row.id, specs, now, held=_held(held.get(row.id, {})), cache=row.cache)
+
+
+def _held(versions: Mapping[str, int]) -> tuple[HeldModel, ...]:
+    rows = ModelVersion.objects.filter(pk__in=versions.values(), state=VersionState.READY).select_related("model")
+    return tuple(
+        HeldModel(model=msgspec.convert(row.manifest, Manifest), model_name=str(row)) for row in rows.order_by("digest")
+    )
+
+
+def read_held(
+    servers: Mapping[str, ServerRow], ahead: Iterable[tuple[Deployment, frozenset[str]]]
+) -> dict[str, dict[str, int]]:
+    """What servers should have beside their instances' models: pinned, or fetched ahead of a rollout.
+
+    Server -> digest -> model version. `ahead`: servers that should have a deployment's wanted version soon.
+    """
+    held: dict[str, dict[str, int]] = defaultdict(dict)
+    for version_id, digest, server_id in pinned():
+        for one in (server_id,) if server_id else servers:
+            held[one][digest] = version_id
+    for deployment, server_ids in ahead:
+        for one in server_ids:
+            version = deployment.revision.model_version
+            held[one][version.digest] = version.pk
+    return held
 
 
 def _specs(server_id: str, wanted: set[str], now: datetime) -> tuple[InstanceSpec, ...]:

@@ -40,7 +40,7 @@ class Leading:
     term: Term
     memory: leases.Memory
     narrator: Narrator
-    promised: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)  # server -> generation, instance ids
+    promised: dict[str, tuple[int, snapshot.Promised]] = field(default_factory=dict)  # server -> generation, what
     ticked_at: datetime | None = None
 
 
@@ -95,11 +95,12 @@ def _decide(leading: Leading, now: datetime) -> None:
     servers = snapshot.read_servers()
     evicted = _judge_leases(leading, servers, now)
     instances = snapshot.read_instances()
-    promised = apply.promised_instances(leading.promised, servers)
+    promised = apply.read_promised(leading.promised, servers)
     subjects = snapshot.read_subjects(instances, servers, evicted, promised, now)
     planned = planner.plan_rollouts((subject for _, subject in subjects), now.timestamp(), settings.DRAIN_TIMEOUT_S)
     fleet = read_fleet(now) if any(plan.creates for _, plan in planned) else planner.NO_FLEET
-    outcomes = planner.place_all(planned, fleet)
+    holdings = snapshot.read_holdings() if any(plan.creates and plan.victim for _, plan in planned) else {}
+    outcomes = planner.place_all(planned, fleet, holdings=holdings)
     changed = False
     until = leading.term.share_from_now(_WRITE_SHARE)
     for (deployment, subject), outcome in zip(subjects, outcomes, strict=True):
@@ -108,7 +109,9 @@ def _decide(leading: Leading, now: datetime) -> None:
         changed |= apply.apply_outcome(deployment, subject, outcome, leading.term, leading.narrator, now)
     if changed:
         instances = snapshot.read_instances()
-    apply.sync_desired(instances, servers, promised, leading.term, _WRITE_SHARE, now)
+    ahead = [(deployment, outcome.ahead) for (deployment, _), outcome in zip(subjects, outcomes, strict=True)]
+    held = apply.read_held(servers, ahead)
+    apply.sync_desired(instances, servers, promised, held, leading.term, _WRITE_SHARE, now)
     if leading.ticked_at is None or (now - leading.ticked_at).total_seconds() >= _TICKED_AT_EVERY_S:
         Leader.objects.filter(name=leader.NAME, holder=leading.term.holder).update(ticked_at=now)
         leading.ticked_at = now

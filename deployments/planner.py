@@ -38,6 +38,19 @@ class Subject:
     labels: Mapping[str, str] = field(default_factory=dict)
     servers: frozenset[str] = frozenset()
     failed_on: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""  # of the model version that is wanted
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How much of a model version is on a server."""
+
+    whole: bool
+    problem: str = ""  # why it does not come
+
+
+Holdings = Mapping[str, Mapping[str, Holding]]
+"""Server -> digest -> holding. A server that does not tell is not in it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Outcome:
     unplaceable: bool
     updating: bool
     halted: bool
+    ahead: frozenset[str] = frozenset()  # servers that should have the model version before an instance is there
 
 
 def plan_rollouts(subjects: Iterable[Subject], now: float, drain_timeout_s: float) -> list[tuple[Subject, Plan]]:
@@ -62,20 +76,26 @@ def plan_rollouts(subjects: Iterable[Subject], now: float, drain_timeout_s: floa
     ]
 
 
-def place_all(planned: Iterable[tuple[Subject, Plan]], fleet: Fleet, limit: int = PLACEMENTS_A_PASS) -> list[Outcome]:
+def place_all(
+    planned: Iterable[tuple[Subject, Plan]],
+    fleet: Fleet,
+    limit: int = PLACEMENTS_A_PASS,
+    holdings: Holdings | None = None,
+) -> list[Outcome]:
     """Second half: find a place for every Create, one after the other, so that no memory is promised twice.
 
-    At most `limit` instances in all; the rest is for the next pass.
+    At most `limit` instances in all; the rest is for the next pass. By `holdings` an instance that has to be stopped
+    before its successor can start is stopped only when the successor's model is there.
     """
     outcomes = []
     for subject, found in planned:
-        outcome, fleet = _place(subject, found, fleet, limit)
+        outcome, fleet = _place(subject, found, fleet, limit, holdings or {})
         limit -= len(outcome.placements)
         outcomes.append(outcome)
     return outcomes
 
 
-def _place(subject: Subject, found: Plan, fleet: Fleet, limit: int) -> tuple[Outcome, Fleet]:
+def _place(subject: Subject, found: Plan, fleet: Fleet, limit: int, holdings: Holdings) -> tuple[Outcome, Fleet]:
     moves, notes = list(found.moves), list(found.notes)
     further = [create for create in found.creates if not create.instead_of][:limit]
     placed = _further(subject, further, fleet)
@@ -88,12 +108,12 @@ def _place(subject: Subject, found: Plan, fleet: Fleet, limit: int) -> tuple[Out
             placements += instead.placements
             fleet = instead.fleet
             moves.append(Move(create.instead_of, Stage.STOP, _why_instead(create, subject)))
-    waiting = False
+    room = Room()
     if refusal is not None:
-        more, note, waiting = _make_room(subject, found, refusal, fleet)
-        moves += more
-        notes.insert(0, note)
-    short = refusal if not waiting else None
+        room = _make_room(subject, found, refusal, fleet, holdings)
+        moves += room.moves
+        notes.insert(0, room.note)
+    short = refusal if not room.on_its_way else None
     outcome = Outcome(
         deployment_id=subject.deployment_id,
         moves=tuple(moves),
@@ -103,6 +123,7 @@ def _place(subject: Subject, found: Plan, fleet: Fleet, limit: int) -> tuple[Out
         unplaceable=short is not None,
         updating=found.updating,
         halted=found.halted,
+        ahead=room.ahead,
     )
     return outcome, fleet
 
@@ -122,30 +143,52 @@ def _further(subject: Subject, creates: list[Create], fleet: Fleet) -> Placed:
     return Placed(placed.placements + more.placements, more.fleet, placed.refusal if more.refusal else None)
 
 
-def _make_room(subject: Subject, found: Plan, refusal: Refusal, fleet: Fleet) -> tuple[list[Move], str, bool]:
-    """Replace in place when exactly the old instance's resources are what is missing; else say what is.
+@dataclass(frozen=True)
+class Room:
+    """What is done about a refusal. `on_its_way`: room will be there, so that it is none."""
 
-    Last of the three: room is on its way, so that this is no refusal.
-    """
+    moves: tuple[Move, ...] = ()
+    note: str = ""
+    on_its_way: bool = False
+    ahead: frozenset[str] = frozenset()
+
+
+def _make_room(subject: Subject, found: Plan, refusal: Refusal, fleet: Fleet, holdings: Holdings) -> Room:
+    """Replace in place when exactly the old instance's resources are what is missing; else say what is."""
     if refusal.problem:
-        return [], refusal.problem, False
+        return Room(note=refusal.problem)
     going = {move.instance_id for move in found.moves}
     leaving = [one.id for one in subject.instances if one.stage in (Stage.DRAIN, Stage.STOP) or one.id in going]
-    if any(_fits_without(subject, instance_id, fleet) for instance_id in leaving):
-        return [], "waiting for the room that an instance on its way out still holds", True
-    if found.victim and _fits_without(subject, found.victim, fleet):
-        reason = "replaced in place: there is no room for a second instance beside it"
-        note = "no room for old and new side by side: replacing in place"
-        return [Move(found.victim, Stage.DRAIN, reason)], note, True
-    return [], refusal.summary(), False
+    for instance_id in leaving:
+        if server_id := _place_without(subject, instance_id, fleet):
+            note = "waiting for the room that an instance on its way out still holds"
+            return Room(note=note, on_its_way=True, ahead=frozenset({server_id}))
+    server_id = _place_without(subject, found.victim, fleet) if found.victim else ""
+    if not server_id:
+        return Room(note=refusal.summary())
+    return _replace_in_place(subject, found.victim, server_id, holdings.get(server_id))
 
 
-def _fits_without(subject: Subject, instance_id: str, fleet: Fleet) -> bool:
+def _replace_in_place(subject: Subject, victim: str, server_id: str, holding: Mapping[str, Holding] | None) -> Room:
+    """Drain the old instance, once the model of the new one is on the server: it serves until then."""
+    note = "no room for old and new side by side: replacing in place"
+    here = (holding or {}).get(subject.digest, Holding(whole=False))
+    if holding is not None and not here.whole and not here.problem:
+        return Room(note=f"{note}, as soon as the model is there", on_its_way=True, ahead=frozenset({server_id}))
+    reason = "replaced in place: there is no room for a second instance beside it"
+    if here.problem:
+        note += f"; its model could not be fetched ahead ({here.problem})"
+    return Room((Move(victim, Stage.DRAIN, reason),), note, True, frozenset({server_id}))
+
+
+def _place_without(subject: Subject, instance_id: str, fleet: Fleet) -> str:
+    """Server on which a new instance fits once that one is gone; empty: on none."""
     held = subject.reservations.get(instance_id)
     if held is None:
-        return False
+        return ""
     freed = fleet.release(held.server_id, held.memory_bytes, held.gpu_indexes, held.gpu_memory_bytes)
-    return isinstance(place(_request(subject, {}, ()), freed), Placement)
+    found = place(_request(subject, {}, ()), freed)
+    return found.server_id if isinstance(found, Placement) else ""
 
 
 def _request(subject: Subject, avoid: Mapping[str, str], placements: Iterable[Placement]) -> Request:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,14 +12,14 @@ from deployments import engines
 from deployments.engines.base import EngineError
 from deployments.estimate import shapes_of
 from deployments.models import Deployment, Instance, Phase
-from deployments.planner import FAILING, Reservation, Subject
+from deployments.planner import FAILING, Holding, Holdings, Reservation, Subject
 from deployments.rollout import Host, Seen, Stage, Wanted
 from deployments.scheduler import Shape
 from deployments.specs import model_facts
 from fleet.models import Availability, Server, ServerState
 from fleet.services import live_gateways
 from wire.engine import RuntimeKind
-from wire.messages import InstanceState
+from wire.messages import CachePolicy, InstanceState
 
 _RECENT_EXIT = timedelta(minutes=30)
 _FAILED_ON_FOR = timedelta(hours=1)  # a server where a revision kept failing is avoided this long
@@ -34,6 +35,7 @@ class ServerRow:
     lost_since: float | None
     generation: int
     observed_generation: int
+    cache: CachePolicy = field(default_factory=CachePolicy)
 
 
 def read_servers() -> dict[str, ServerRow]:
@@ -47,11 +49,51 @@ def read_servers() -> dict[str, ServerRow]:
         "state__lost_at",
         "desired__generation",
         "state__observed_generation",
+        "cache_quota_bytes",
+        "keep_versions",
+        "download_bytes_per_second",
+        "upload_bytes_per_second",
     )
     return {
-        pk: ServerRow(pk, name, availability, revoked is not None, _unix(seen), _unix(lost), wanted or 0, observed or 0)
-        for pk, name, availability, revoked, seen, lost, wanted, observed in rows
+        pk: ServerRow(
+            pk,
+            name,
+            availability,
+            revoked is not None,
+            _unix(seen),
+            _unix(lost),
+            wanted or 0,
+            observed or 0,
+            CachePolicy(
+                quota_bytes=quota,
+                keep_versions=keep,
+                download_bytes_per_second=download,
+                upload_bytes_per_second=upload,
+            ),
+        )
+        for pk, name, availability, revoked, seen, lost, wanted, observed, quota, keep, download, upload in rows
     }
+
+
+def read_holdings() -> Holdings:
+    """Which model versions are on which server, of those servers that tell; one query."""
+    rows = ServerState.objects.filter(cache__isnull=False).values_list("server_id", "cache")
+    return {
+        server_id: {model["digest"]: Holding(model["progress"] >= 1.0, model["problem"]) for model in cache["models"]}
+        for server_id, cache in rows
+    }
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What a server's desired state has in it. `held`: digests."""
+
+    instances: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    cache: CachePolicy = field(default_factory=CachePolicy)
+
+
+NOTHING = Promised()
 
 
 def read_instances() -> list[Instance]:
@@ -63,10 +105,10 @@ def read_subjects(
     instances: list[Instance],
     servers: dict[str, ServerRow],
     evicted: frozenset[str],
-    promised: dict[str, frozenset[str]],
+    promised: Mapping[str, Promised],
     now: datetime,
 ) -> list[tuple[Deployment, Subject]]:
-    """Every deployment as the planner sees it. `promised`: instance ids in each server's desired state."""
+    """Every deployment as the planner sees it. `promised`: what is in each server's desired state."""
     routable, in_flight = _gateway_reports(now)
     gone = _gone(instances, servers, promised)
     by_deployment: dict[int, list[Instance]] = defaultdict(list)
@@ -104,6 +146,7 @@ def _subject(
         labels=placement.get("labels") or {},
         servers=frozenset(placement.get("servers") or ()),
         failed_on=failed_on.get(deployment.revision_id or 0, {}),
+        digest=revision.model_version.digest if revision else "",
     )
 
 
@@ -176,12 +219,12 @@ def _gateway_reports(now: datetime) -> tuple[set[str], dict[str, int]]:
     return routable, in_flight
 
 
-def _gone(instances: list[Instance], servers: dict[str, ServerRow], promised: dict[str, frozenset[str]]) -> set[str]:
+def _gone(instances: list[Instance], servers: dict[str, ServerRow], promised: Mapping[str, Promised]) -> set[str]:
     """Instances on their way out that the agent, at a state without them, no longer reports."""
     stopping: dict[str, set[str]] = defaultdict(set)
     for row in instances:
         server = servers.get(row.server_id or "")
-        if row.phase != Phase.STOP or server is None or row.pk in promised.get(server.id, frozenset()):
+        if row.phase != Phase.STOP or server is None or row.pk in promised.get(server.id, NOTHING).instances:
             continue
         if server.observed_generation >= server.generation:
             stopping[server.id].add(row.pk)

@@ -29,6 +29,7 @@ from fleet.services import authenticate_node
 from wire.envelope import Envelope, seal
 from wire.errors import BadMessage, WireError
 from wire.messages import (
+    Cache,
     Desired,
     Hello,
     LogTail,
@@ -49,6 +50,7 @@ MAX_MESSAGE_BYTES = 900_000  # daphne itself cuts above 1 MiB, without a word
 HELLO_WITHIN_S = 10.0
 MAX_GENERATION = 2**53
 CLOSE_REFUSED = 4403
+HEARS = ("cache",)
 CLOSE_BAD_MESSAGE = 4400
 
 
@@ -78,7 +80,7 @@ class NodeLink(AsyncWebsocketConsumer):
             await self.refuse("unavailable", "the master's database does not answer", "Nothing: try again shortly.")
         else:
             self.node_id = node.pk
-            await self.send(encode(Welcome(node_id=node.pk)))
+            await self.send(encode(Welcome(node_id=node.pk, hears=HEARS)))
             await self.opened()
 
     async def opened(self) -> None:
@@ -185,6 +187,8 @@ class AgentLink(NodeLink):
         elif isinstance(message, Metrics):
             moment = timezone.now()
             feed.report(ServerReport(self.node_id, moment, metrics=message, metrics_at=moment), soon=False)
+        elif isinstance(message, Cache):
+            feed.report(ServerReport(self.node_id, timezone.now(), cache=message), soon=True)
         else:
             answer = self._answers.get(message.nonce)
             if answer is not None and not answer.done():

@@ -82,6 +82,14 @@ class Server(Node):
     id = models.CharField(primary_key=True, max_length=32, default=make_server_id, editable=False)
     availability = models.CharField(max_length=10, choices=Availability, default=Availability.ACTIVE)
     labels = models.JSONField(default=dict, blank=True, help_text='For placement, e.g. {"rack": "b2"}.')
+    cache_quota_bytes = models.BigIntegerField(null=True, blank=True, help_text="Of model files. Empty: the disk.")
+    keep_versions = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="Of each model, at most so many versions that nothing uses. Empty: all."
+    )
+    download_bytes_per_second = models.BigIntegerField(null=True, blank=True, help_text="Of model files. Empty: any.")
+    upload_bytes_per_second = models.BigIntegerField(
+        null=True, blank=True, help_text="Of model files, to other servers. Empty: any."
+    )
 
     class Meta:
         ordering = ["name"]
@@ -103,6 +111,8 @@ class ServerState(models.Model):
     observed = models.JSONField(null=True)  # wire.messages.Observed
     observed_generation = models.BigIntegerField(default=0)
     rejected = models.TextField(blank=True)  # why the agent refused the newest desired state
+    cache = models.JSONField(null=True)  # wire.messages.Cache; None: an agent that does not tell
+    cache_at = models.DateTimeField(null=True)
 
     def __str__(self) -> str:
         return f"state of {self.server_id}"
@@ -133,10 +143,10 @@ class Gateway(Node):
 
 
 class RevokedCertificate(models.Model):
-    """A gateway's certificate that relays refuse until it expires; part of every server's desired state."""
+    """A node's certificate that relays refuse until it expires; part of every server's desired state."""
 
     serial = models.CharField(primary_key=True, max_length=40)  # as wire.certs.serial
-    gateway_id = models.CharField(max_length=32)
+    node_id = models.CharField(max_length=32, db_column="gateway_id")
     revoked_at = models.DateTimeField()
     expires_at = models.DateTimeField(db_index=True)
 

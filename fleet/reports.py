@@ -15,7 +15,7 @@ from django.db import DatabaseError, IntegrityError, InterfaceError, transaction
 from fleet.models import Gateway, GatewayState, Server, ServerDesired, ServerState
 from fleet.signals import server_observed
 from wire.feed import GatewayHello, GatewayStatus
-from wire.messages import Hello, Metrics, Observed
+from wire.messages import Cache, Hello, Metrics, Observed
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ class ServerReport:
     observed: Observed | None = None
     metrics: Metrics | None = None
     metrics_at: dt.datetime | None = None
+    cache: Cache | None = None
 
     def absorb(self, newer: ServerReport) -> None:
         """Take over what `newer` says; the rest stays."""
@@ -38,6 +39,7 @@ class ServerReport:
         self.connected_since = newer.connected_since or self.connected_since
         self.hello = newer.hello or self.hello
         self.observed = newer.observed or self.observed
+        self.cache = newer.cache or self.cache
         if newer.metrics is not None:
             self.metrics, self.metrics_at = newer.metrics, newer.metrics_at
 
@@ -96,6 +98,8 @@ def _server_columns(report: ServerReport) -> dict[str, Any]:
             "observed_generation": report.observed.generation,
             "rejected": report.observed.rejected,
         }
+    if report.cache is not None:
+        columns |= {"cache": plain(report.cache), "cache_at": report.seen_at}
     if report.metrics is not None:
         columns |= {"load": plain(report.metrics.load), "load_at": report.metrics_at or report.seen_at}
     return columns

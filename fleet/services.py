@@ -28,7 +28,7 @@ from fleet.models import (
 from fleet.reports import ServerReport, plain, store_server_reports
 from wire import certs, envelope, tokens
 from wire.errors import BadToken
-from wire.messages import DesiredState, Hello, InstanceSpec, Metrics, Observed
+from wire.messages import CachePolicy, DesiredState, HeldModel, Hello, InstanceSpec, Metrics, Observed
 
 log = structlog.get_logger(__name__)
 
@@ -68,9 +68,13 @@ def set_availability(server: Server, availability: Availability, now: dt.datetim
 
 
 def revoke_server(server: Server, now: dt.datetime) -> None:
-    """Cut its link at once and for good; its name can be joined anew."""
-    _revoke(server, now)
-    hint_on_commit(LINKS, {"type": "changed", "server_id": server.pk})
+    """Cut its link at once and for good, and have every peer refuse its certificate; its name can be joined anew."""
+    if server.revoked_at is not None:
+        return
+    with transaction.atomic():
+        _revoke(server, now)
+        _refuse_certificate(server, now)
+        hint_on_commit(LINKS, {"type": "changed", "server_id": server.pk})
 
 
 def revoke_gateway(gateway: Gateway, now: dt.datetime) -> None:
@@ -79,18 +83,20 @@ def revoke_gateway(gateway: Gateway, now: dt.datetime) -> None:
         return
     with transaction.atomic():
         _revoke(gateway, now)
-        if gateway.certificate_pem:
-            RevokedCertificate.objects.get_or_create(
-                serial=certs.serial(gateway.certificate_pem),
-                defaults={
-                    "gateway_id": gateway.pk,
-                    "revoked_at": now,
-                    "expires_at": certs.expires_at(gateway.certificate_pem),
-                },
-            )
-            for row in ServerDesired.objects.select_for_update().order_by("pk"):
-                _raise_desired(row, row.payload.get("instances", []), now)
+        _refuse_certificate(gateway, now)
         hint_on_commit(FEED, {"type": "changed"})
+
+
+def _refuse_certificate(node: Server | Gateway, now: dt.datetime) -> None:
+    """Every relay is told, by its desired state."""
+    if not node.certificate_pem:
+        return
+    RevokedCertificate.objects.get_or_create(
+        serial=certs.serial(node.certificate_pem),
+        defaults={"node_id": node.pk, "revoked_at": now, "expires_at": certs.expires_at(node.certificate_pem)},
+    )
+    for row in ServerDesired.objects.select_for_update().order_by("pk"):
+        _raise_desired(row, {}, now)
 
 
 def _revoke(node: Server | Gateway, now: dt.datetime) -> None:
@@ -176,34 +182,49 @@ def _seal(state: DesiredState, now: dt.datetime) -> envelope.Envelope:
 # ------------------------------------------------------------------------------------------------ desired state
 
 
-def set_desired(server_id: str, instances: tuple[InstanceSpec, ...], now: dt.datetime) -> int:
+def set_desired(
+    server_id: str,
+    instances: tuple[InstanceSpec, ...],
+    now: dt.datetime,
+    *,
+    held: tuple[HeldModel, ...] = (),
+    cache: CachePolicy | None = None,
+) -> int:
     """Make `instances` all that should run on a server; its generation, raised only when that is a change.
 
+    `held` are the model versions it should have beside; `cache` its rules for keeping them.
     The generation also outgrows any that the agent ever accepted, so that it is never refused as older.
     """
     with transaction.atomic():
         row, _ = ServerDesired.objects.select_for_update().get_or_create(server_id=server_id)
-        wanted = [plain(spec) for spec in instances]
-        if row.payload.get("instances", []) == wanted:
+        wanted: dict[str, object] = {
+            "instances": [plain(spec) for spec in instances],
+            "held": [plain(one) for one in held],
+            "cache": plain(cache or CachePolicy()),
+        }
+        before = {"instances": [], "held": [], "cache": plain(CachePolicy())} | row.payload
+        if all(before[part] == wanted[part] for part in wanted):
             return row.generation
         return _raise_desired(row, wanted, now)
 
 
-def _raise_desired(row: ServerDesired, instances: list[object], now: dt.datetime) -> int:
+def _raise_desired(row: ServerDesired, changed: dict[str, object], now: dt.datetime) -> int:
     """Write a new generation of a locked row, with the certificates that are revoked by now."""
     server_id = row.server_id
     accepted = ServerState.objects.filter(server_id=server_id).values_list("observed_generation", flat=True).first()
     generation = max(row.generation, accepted or 0) + 1
     revoked = RevokedCertificate.objects.filter(expires_at__gt=now).order_by("pk").values_list("pk", flat=True)
     payload = {
+        "instances": [],
+        **row.payload,
+        **changed,
         "server_id": server_id,
         "generation": generation,
-        "instances": instances,
         "revoked_certificates": list(revoked),
     }
     ServerDesired.objects.filter(pk=row.pk).update(generation=generation, payload=payload, updated_at=now)
     hint_on_commit(LINKS, {"type": "changed", "server_id": server_id})
-    log.info("desired.raised", server=server_id, generation=generation, instances=len(instances))
+    log.info("desired.raised", server=server_id, generation=generation, instances=len(payload["instances"]))
     return generation
 
 

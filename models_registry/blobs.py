@@ -1,6 +1,8 @@
-"""Serves blobs to agents: `GET/HEAD /api/v1/blobs/{sha256}`, with ranges (RFC 9110 section 14), in 1 MiB chunks.
+"""What servers ask for about files: a blob (`GET/HEAD /api/v1/blobs/{sha256}`, with ranges as in RFC 9110 section 14),
+the hashes of its pieces, and who else has it.
 
-Async with an async iterator: under ASGI Django would read a synchronous one into memory first.
+Async with an async iterator: under ASGI Django would read a synchronous one into memory first. With
+`BLOB_ACCEL_PREFIX` the bytes are sent by the nginx in front, and never pass through Python.
 """
 
 from __future__ import annotations
@@ -11,24 +13,34 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
+import msgspec
 import structlog
 from channels.db import database_sync_to_async
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from django.utils import timezone
 
 from fleet.errors import FleetError
-from fleet.models import Role
+from fleet.models import Role, Server
+from fleet.peers import peers
 from fleet.services import authenticate_node
+from models_registry.errors import RegistryError
 from models_registry.models import ModelVersion, VersionState
+from models_registry.pieces import piece_hashes
 from models_registry.services import store
 from wire.errors import WireError
+from wire.pieces import PeersReply
 
 log = structlog.get_logger(__name__)
 
 CHUNK_BYTES = 1 << 20
+_BYTES = "application/octet-stream"
+_CACHED = "private, immutable, max-age=31536000"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
@@ -38,24 +50,84 @@ async def blob(request: HttpRequest, sha256: str) -> HttpResponseBase:
     if request.method not in ("GET", "HEAD"):
         return _problem(405, "method_not_allowed", "A blob can only be read.", Allow="GET, HEAD")
     try:
-        await database_sync_to_async(authenticate_node)(
-            request.headers.get("Authorization", ""), Role.AGENT, timezone.now()
-        )
-    except (WireError, FleetError) as error:
-        return _problem(error.status, error.code, error.message, error.remedy, **{"WWW-Authenticate": "Bearer"})
-    if not _SHA256.fullmatch(sha256) or not await database_sync_to_async(_is_offered)(sha256):
-        return _problem(404, "blob_unknown", f"No ready model version has the blob {sha256[:64]}.")
+        await _server(request)
+        place = await _offered(sha256)
+    except (WireError, FleetError, RegistryError) as error:
+        return _refusal(error)
+    if settings.BLOB_ACCEL_PREFIX and request.headers.get("X-Forwarded-Proto") == "https":
+        headers = {"X-Accel-Redirect": quote(f"{settings.BLOB_ACCEL_PREFIX}{place}"), "Cache-Control": _CACHED}
+        return HttpResponse(headers=headers, content_type=_BYTES)
     try:
-        file, size_bytes = await asyncio.to_thread(_open, sha256)
+        file, size_bytes = await asyncio.to_thread(_open, place)
     except FileNotFoundError:
         log.error("blob.missing", sha256=sha256)
-        return _problem(
-            404, "blob_missing", f"The blob {sha256} is gone from the store.", "Import the model version again."
-        )
+        return _refusal(_missing(sha256))
     return _answer(request, sha256, file, size_bytes)
 
 
-urlpatterns = [path("blobs/<str:sha256>", blob, name="blob")]
+async def pieces(request: HttpRequest, sha256: str) -> HttpResponseBase:
+    """sha256 digests of a blob's pieces, one after the other (`wire.pieces`)."""
+    if request.method != "GET":
+        return _problem(405, "method_not_allowed", "Hashes can only be read.", Allow="GET")
+    try:
+        await _server(request)
+        place = await _offered(sha256)
+        hashes = await asyncio.to_thread(piece_hashes, store().root, place)
+    except (WireError, FleetError, RegistryError) as error:
+        return _refusal(error)
+    except FileNotFoundError:
+        return _refusal(_missing(sha256))
+    return HttpResponse(hashes, content_type=_BYTES, headers={"Cache-Control": _CACHED})
+
+
+async def manifest_peers(request: HttpRequest, digest: str) -> HttpResponseBase:
+    """Servers that have, or are getting, files of a manifest (`wire.pieces.PeersReply`)."""
+    if request.method != "GET":
+        return _problem(405, "method_not_allowed", "Peers can only be asked for.", Allow="GET")
+    try:
+        server = await _server(request)
+    except (WireError, FleetError) as error:
+        return _refusal(error)
+    found = await database_sync_to_async(peers.holders)(digest, server.pk, timezone.now())
+    reply = PeersReply(peers=tuple(found), neighbours=(str(store().root.absolute() / "blobs" / "sha256"),))
+    return HttpResponse(msgspec.json.encode(reply), content_type="application/json")
+
+
+urlpatterns = [
+    path("blobs/<str:sha256>", blob, name="blob"),
+    path("blobs/<str:sha256>/pieces", pieces, name="blob-pieces"),
+    path("manifests/<str:digest>/peers", manifest_peers, name="manifest-peers"),
+]
+
+
+class UnknownBlob(RegistryError):
+    code = "blob_unknown"
+    status = 404
+    remedy = "Import the model version again, or wait for the newest desired state."
+
+
+async def _server(request: HttpRequest) -> Server:
+    """Who asks. Raises WireError, FleetError."""
+    bearer = request.headers.get("Authorization", "")
+    found = await database_sync_to_async(authenticate_node)(bearer, Role.AGENT, timezone.now())
+    assert isinstance(found, Server)  # noqa: S101 - of that role
+    return found
+
+
+async def _offered(sha256: str) -> Path:
+    """Where a blob of a READY version lies. Raises UnknownBlob."""
+    if not _SHA256.fullmatch(sha256) or not await database_sync_to_async(_is_offered)(sha256):
+        raise UnknownBlob(f"No ready model version has the blob {sha256[:64]}.")
+    return store().blob_path(sha256).absolute()
+
+
+def _missing(sha256: str) -> UnknownBlob:
+    return UnknownBlob(f"The blob {sha256} is gone from the store.", remedy="Import the model version again.")
+
+
+def _refusal(error: WireError | FleetError | RegistryError) -> HttpResponse:
+    more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    return _problem(error.status, error.code, error.message, error.remedy, **more)
 
 
 @dataclass(frozen=True)
@@ -91,7 +163,7 @@ def parse_range(header: str, size_bytes: int) -> ByteRange | None:
 
 
 def _answer(request: HttpRequest, sha256: str, file: BinaryIO, size_bytes: int) -> HttpResponseBase:
-    headers = {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
+    headers = {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes", "Cache-Control": _CACHED}
     try:
         asked = parse_range(request.headers.get("Range", ""), size_bytes)
     except RangeNotSatisfiable:
@@ -110,10 +182,8 @@ def _answer(request: HttpRequest, sha256: str, file: BinaryIO, size_bytes: int) 
         status, headers["Content-Range"] = HTTPStatus.PARTIAL_CONTENT, f"bytes {part.start}-{part.end - 1}/{size_bytes}"
     if request.method == "HEAD":
         file.close()
-        return HttpResponse(status=status, headers=headers, content_type="application/octet-stream")
-    return StreamingHttpResponse(
-        _chunks(file, part), status=status, headers=headers, content_type="application/octet-stream"
-    )
+        return HttpResponse(status=status, headers=headers, content_type=_BYTES)
+    return StreamingHttpResponse(_chunks(file, part), status=status, headers=headers, content_type=_BYTES)
 
 
 async def _chunks(file: BinaryIO, part: ByteRange) -> AsyncIterator[bytes]:
@@ -128,8 +198,8 @@ async def _chunks(file: BinaryIO, part: ByteRange) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _open(sha256: str) -> tuple[BinaryIO, int]:
-    file = store().blob_path(sha256).open("rb", buffering=0)
+def _open(place: Path) -> tuple[BinaryIO, int]:
+    file = place.open("rb", buffering=0)
     return file, file.seek(0, 2)
 
 

@@ -70,6 +70,26 @@ class ModelVersion(models.Model):
         return f"{self.model.name}:{self.version}"
 
 
+class Pin(models.Model):
+    """A READY version that a server (None: every server) should always have, whether it is used or not."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="pins")
+    server = models.ForeignKey("fleet.Server", null=True, on_delete=models.CASCADE, related_name="pins")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.UniqueConstraint(fields=["version", "server"], name="one_pin_of_a_version_on_a_server"),
+            models.UniqueConstraint(
+                fields=["version"], condition=models.Q(server__isnull=True), name="one_pin_of_a_version_everywhere"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version} on {self.server or 'every server'}"
+
+
 class HubToken(models.Model):
     """A token of somebody's account at a Hub: opens what is gated or private."""
 

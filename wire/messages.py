@@ -80,6 +80,25 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str
     """`name:version` of the model version, for people."""
     spec_hash: str
+    shared_dir: str = ""
+    """Folder on this server in which the files lie already (shared storage); empty: they are fetched."""
+
+
+class HeldModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version that a server should have, whether an instance needs it now or not."""
+
+    model: Manifest
+    model_name: str
+
+
+class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server keeps and fetches model files. None: no bound of the master's."""
+
+    quota_bytes: int | None = None
+    keep_versions: int | None = None
+    """Of each model, at most so many versions that nothing uses are kept."""
+    download_bytes_per_second: int | None = None
+    upload_bytes_per_second: int | None = None
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +108,10 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     instances: tuple[InstanceSpec, ...] = ()
     revoked_certificates: tuple[str, ...] = ()
-    """Serial numbers (hex) of gateways' certificates that a relay refuses although they have not expired."""
+    """Serial numbers (hex) of nodes' certificates that a relay refuses although they have not expired."""
+    held: tuple[HeldModel, ...] = ()
+    """Fetched ahead and never evicted: pinned, or about to be needed by a rollout."""
+    cache: CachePolicy = CachePolicy()
 
 
 # ------------------------------------------------------------------------------------------------ agent -> master
@@ -197,6 +219,32 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, tag="metrics"):
     load: Load
 
 
+class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version on a server, or on its way there."""
+
+    digest: str
+    model_name: str
+    size_bytes: int
+    progress: float = 1.0
+    """Share of its bytes that is here; 1.0: whole and checked."""
+    used_at: float = 0.0  # Unix time
+    in_use: bool = False  # an instance needs it
+    held: bool = False
+    problem: str = ""  # why it does not come
+    from_peers_bytes: int = 0  # since the agent started
+    from_master_bytes: int = 0
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True, tag="cache"):
+    """All model files of a server; sent after hello and on each change, to masters that hear it (`Welcome.hears`)."""
+
+    models: tuple[CachedModel, ...]
+    used_bytes: int
+    quota_bytes: int | None = None
+    disk_free_bytes: int = 0
+    alarm: str = ""  # what a person has to see to: too little room
+
+
 class LogTail(msgspec.Struct, frozen=True, kw_only=True, tag="log_tail"):
     """Answer to a TailLogs order."""
 
@@ -216,6 +264,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
     release: str = RELEASE
     protocol: int = PROTOCOL
     heartbeat_s: float = 5.0
+    hears: tuple[str, ...] = ()
+    """Tags of messages that came after the first release of this protocol, and that this master understands."""
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
@@ -247,7 +297,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     final: bool = False  # True: do not come back without new credentials
 
 
-AgentMessage = Hello | Observed | Metrics | LogTail
+AgentMessage = Hello | Observed | Metrics | LogTail | Cache
 MasterMessage = Welcome | Desired | Order | Refused
 
 _encoder = msgspec.json.Encoder()

@@ -29,6 +29,8 @@ MODEL_STORE_DIR = HOME.models
 HUB_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TOKEN = os.environ.get("HF_TOKEN", "")
 HUB_CONNECTIONS = 16
+BLOB_ACCEL_PREFIX = os.environ.get("STOKEHOLD_BLOB_ACCEL_PREFIX", "").rstrip("/")
+"""Internal location of an nginx in front (`X-Accel-Redirect`) that hands out files; empty: Python sends them."""
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))
 GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))

@@ -18,11 +18,15 @@ from wire import certs
 from wire.envelope import Envelope, seal
 from wire.messages import (
     AGENT_LINK_PATH,
+    BLOB_PATH,
     JOIN_CA_PATH,
     JOIN_PATH,
     AgentMessage,
+    Cache,
+    CachePolicy,
     Desired,
     DesiredState,
+    HeldModel,
     Hello,
     InstanceSpec,
     JoinReply,
@@ -38,6 +42,7 @@ from wire.messages import (
     decode_from_agent,
     encode,
 )
+from wire.pieces import PEERS_PATH, PIECE_BYTES, PIECES_PATH, Peer, PeersReply
 from wire.tokens import JoinToken, claimed_node, verify_node_token
 
 SERVER_ID = "srv-1"
@@ -64,6 +69,10 @@ class TestMaster:
         self.node_keys: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
         self.blob_ranges: list[str] = []
+        self.told_of: dict[str, bytes] = {}
+        """What the hashes of pieces are made of, where that is not what is sent."""
+        self.peers: tuple[Peer, ...] = ()
+        self.neighbours: tuple[str, ...] = ()
         self.break_after_bytes: int | None = None
         self.hold_blobs = False
         self.blobs_given_up = 0
@@ -110,7 +119,9 @@ class TestMaster:
         app = web.Application()
         app.router.add_get(JOIN_CA_PATH, self._ca)
         app.router.add_post(JOIN_PATH, self._join)
-        app.router.add_get("/api/v1/blobs/{sha256}", self._blob)
+        app.router.add_get(BLOB_PATH, self._blob)
+        app.router.add_get(PIECES_PATH, self._pieces)
+        app.router.add_get(PEERS_PATH, self._peers)
         app.router.add_get(AGENT_LINK_PATH, self._link)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True, access_log=None)
         await self._runner.setup()
@@ -130,14 +141,29 @@ class TestMaster:
         self.blobs[sha256] = data
         return sha256
 
-    def seal_state(self, *specs: InstanceSpec, generation: int, server_id: str = SERVER_ID) -> Envelope:
-        state = DesiredState(server_id=server_id, generation=generation, instances=specs)
+    def seal_state(
+        self,
+        *specs: InstanceSpec,
+        generation: int,
+        server_id: str = SERVER_ID,
+        held: tuple[HeldModel, ...] = (),
+        cache: CachePolicy | None = None,
+    ) -> Envelope:
+        state = DesiredState(
+            server_id=server_id, generation=generation, instances=specs, held=held, cache=cache or CachePolicy()
+        )
         return seal(
             self.signing_key, state, purpose="desired", server_id=server_id, generation=generation, now=time.time()
         )
 
-    async def want(self, *specs: InstanceSpec, generation: int) -> None:
-        self.envelope = self.seal_state(*specs, generation=generation)
+    async def want(
+        self,
+        *specs: InstanceSpec,
+        generation: int,
+        held: tuple[HeldModel, ...] = (),
+        cache: CachePolicy | None = None,
+    ) -> None:
+        self.envelope = self.seal_state(*specs, generation=generation, held=held, cache=cache)
         await self.send(Desired(envelope=self.envelope))
 
     async def order_tail(self, order: TailLogs) -> None:
@@ -185,6 +211,10 @@ class TestMaster:
         states = [each.instances for each in self.received if isinstance(each, Observed)]
         return [each for instances in states for each in instances if each.instance_id == instance_id]
 
+    @property
+    def cache(self) -> Cache | None:
+        return next((each for each in reversed(self.received) if isinstance(each, Cache)), None)
+
     def hellos(self) -> list[Hello]:
         return [each for each in self.received if isinstance(each, Hello)]
 
@@ -225,12 +255,13 @@ class TestMaster:
         data = self.blobs.get(request.match_info["sha256"])
         if data is None:
             raise web.HTTPNotFound
-        start = request.http_range.start or 0
+        asked = request.http_range
+        start, end = asked.start or 0, min(len(data), asked.stop or len(data))
         self.blob_ranges.append(request.headers.get("Range", ""))
-        headers = {"Content-Length": str(len(data) - start)}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        response = web.StreamResponse(status=206 if start else 200, headers=headers)
+        headers = {"Content-Length": str(end - start)}
+        if "Range" in request.headers:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        response = web.StreamResponse(status=206 if "Range" in request.headers else 200, headers=headers)
         await response.prepare(request)
         if self.hold_blobs:
             try:
@@ -238,20 +269,32 @@ class TestMaster:
             finally:
                 self.blobs_given_up += 1
         if self.break_after_bytes is not None:
-            await response.write(data[start : start + self.break_after_bytes])
+            await response.write(data[start : min(end, start + self.break_after_bytes)])
             self.break_after_bytes = None
             assert request.transport is not None
             request.transport.close()
             return response
-        for at in range(start, len(data), 2**20):
-            await response.write(data[at : at + 2**20])
+        for at in range(start, end, 2**20):
+            await response.write(data[at : min(end, at + 2**20)])
         return response
+
+    async def _pieces(self, request: web.Request) -> web.Response:
+        self._authenticate(request)
+        data = self.told_of.get(request.match_info["sha256"], self.blobs.get(request.match_info["sha256"]))
+        if data is None:
+            raise web.HTTPNotFound
+        pieces = [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
+        return web.Response(body=b"".join(hashlib.sha256(piece).digest() for piece in pieces))
+
+    async def _peers(self, request: web.Request) -> web.Response:
+        self._authenticate(request)
+        return web.Response(body=msgspec.json.encode(PeersReply(peers=self.peers, neighbours=self.neighbours)))
 
     async def _link(self, request: web.Request) -> web.WebSocketResponse:
         self._authenticate(request)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        await socket.send_str(encode(Welcome(node_id=SERVER_ID)))
+        await socket.send_str(encode(Welcome(node_id=SERVER_ID, hears=("cache",))))
         if self.envelope is not None:
             await socket.send_str(encode(Desired(envelope=self.envelope)))
         self._sockets.add(socket)

@@ -19,7 +19,6 @@ import pytest_asyncio
 from aiohttp import web
 
 from agent.choose import choose_runtime
-from agent.download import MasterBlobs
 from agent.errors import CannotRun, RuntimeUnavailable
 from agent.home import AgentConfig, AgentHome
 from agent.main import stop_engines
@@ -30,6 +29,7 @@ from agent.runtimes.base import Ended, Runtime
 from agent.runtimes.docker import DockerRuntime
 from agent.runtimes.process import LOG_LIMIT_BYTES, ProcessRecord, ProcessRuntime, cut, free_port
 from agent.store import Store
+from agent.store.sources import Network
 from agent.supervise import Supervisor
 from tests.agent.conftest import MODEL_FILE, is_alive, make_llama, make_script, running, until
 from tests.agent.master import TestMaster
@@ -287,7 +287,7 @@ async def test_a_stop_that_fails_unforeseen_is_tried_again_but_never_in_a_tight_
     assert identity is not None
     runtime, records = BrokenStop(home, home.config()), Records(home)
     unit = await runtime.start(make_script("exec sleep 300"), home.path, 0)
-    store = Store(home.path, MasterBlobs(identity, lambda: ""))
+    store = Store(home.path, Network(identity, lambda: "", home.relay_pem))
     runtimes: dict[RuntimeKind, Runtime] = {RuntimeKind.PROCESS: runtime}
     nothing = DesiredState(server_id=identity.node_id, generation=1)
     supervisor = Supervisor(runtimes, records, Operations(runtimes, records, store), lambda: nothing)

@@ -191,7 +191,7 @@ def test_a_pass_with_too_much_to_write_leaves_the_rest_to_the_next_and_keeps_the
 
 
 def test_more_replicas_than_a_pass_places_come_with_the_next_ones(world: Agents, monkeypatch) -> None:
-    monkeypatch.setattr("deployments.planner.place_all.__defaults__", (2,))
+    monkeypatch.setattr("deployments.planner.place_all.__defaults__", (2, None))
     servers(world, "a", "b")
     deployment = deploy(world, replicas=5, parameters={"parallel": 1, "context_tokens": 128, "prompt_cache_mib": 0})
     world.controller.step(world.now)

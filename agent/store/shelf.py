@@ -1,0 +1,194 @@
+"""The files of a server's cache on disk: blobs, checkouts, and what is known of each checkout.
+
+HOME/blobs/ab/abcd...             whole and verified, mode 0444
+HOME/blobs/partial/               on their way (`parts`)
+HOME/models/<digest>/             a checkout: hard links, there only when it is complete
+HOME/models/<digest>.json         its manifest and name (`Label`); the file's time is when it was used last
+
+All of it outlives the agent: one that is installed anew on the same home takes it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from agent.errors import FetchFailed
+from agent.home import write_whole
+from wire.manifest import Manifest, ManifestFile
+
+_HASHED_AT_ONCE = 4 << 20
+
+log = structlog.get_logger(__name__)
+
+
+class Label(msgspec.Struct, frozen=True):
+    """What a checkout is."""
+
+    manifest: Manifest
+    model_name: str
+
+
+class Shelf:
+    """Paths below one home, and what is done to them. Nothing here decides."""
+
+    def __init__(self, root: Path) -> None:
+        self.blobs = root / "blobs"
+        self.partial = root / "blobs" / "partial"
+        self.models = root / "models"
+
+    def blob(self, sha256: str) -> Path:
+        return self.blobs / sha256[:2] / sha256
+
+    def part(self, sha256: str) -> Path:
+        return self.partial / f"{sha256}.part"
+
+    def checkout(self, digest: str) -> Path:
+        return self.models / digest
+
+    def _label(self, digest: str) -> Path:
+        return self.models / f"{digest}.json"
+
+    def has_blob(self, file: ManifestFile) -> bool:
+        try:
+            return self.blob(file.sha256).stat().st_size == file.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def blob_sizes(self) -> dict[str, int]:
+        """Of every blob that is here whole."""
+        sizes = {}
+        for path in self.blobs.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path.name] = path.stat().st_size
+        return sizes
+
+    def labels(self) -> list[tuple[Label, float]]:
+        """(what, when used last in Unix time) of every checkout."""
+        found = []
+        for path in self.models.glob("*.json"):
+            try:
+                label = msgspec.json.decode(path.read_bytes(), type=Label)
+                if self.checkout(label.manifest.digest).is_dir():
+                    found.append((label, path.stat().st_mtime))
+            except (msgspec.DecodeError, OSError) as error:
+                log.warning("store.label_unreadable", path=path.name, error=str(error))
+        return found
+
+    def label(self, manifest: Manifest, model_name: str) -> None:
+        """Note what a checkout is, and that it is used now."""
+        path = self._label(manifest.digest)
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            if msgspec.json.decode(path.read_bytes(), type=Label).model_name == model_name:
+                os.utime(path)
+                return
+        write_whole(path, msgspec.json.encode(Label(manifest, model_name)))
+
+    def mark_used(self, digest: str, at: float | None = None) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._label(digest), None if at is None else (at, at))
+
+    def adopt_unlabelled(self, known: Iterable[Manifest]) -> None:
+        """Checkouts of an earlier release say nothing of themselves: those that nobody knows are taken apart."""
+        names = {manifest.digest: manifest for manifest in known}
+        for folder in self.models.glob("[!.]*"):
+            if folder.is_dir() and not self._label(folder.name).exists():
+                if folder.name in names:
+                    self.label(names[folder.name], "")
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.models.glob(".new-*"):  # of an agent that was killed
+            if time.time() - folder.stat().st_mtime > 3600:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, digest: str) -> None:
+        self._label(digest).unlink(missing_ok=True)
+        shutil.rmtree(self.checkout(digest), ignore_errors=True)
+
+    def remove_blob(self, sha256: str) -> None:
+        self.blob(sha256).unlink(missing_ok=True)
+
+    def remove_parts(self, but: Iterable[str]) -> int:
+        """Parts whose file nobody waits for; bytes freed."""
+        kept, freed = set(but), 0
+        for path in self.partial.glob("*.part"):
+            if path.stem not in kept:
+                freed += path.stat().st_blocks * 512
+                path.with_suffix(".have").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        return freed
+
+    def empty_blob(self, file: ManifestFile) -> None:
+        """A file without bytes."""
+        if file.sha256 != hashlib.sha256().hexdigest():
+            raise FetchFailed(f"{file.path}: a file without bytes has another sha256")
+        path = self.blob(file.sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o444)
+
+    def take_from(self, folder: Path, file: ManifestFile) -> bool:
+        """Take a blob over from a store on the same file system, without a copy; whether it was there.
+
+        Its bytes are hashed all the same: the disk may have changed them.
+        """
+        self.partial.mkdir(parents=True, exist_ok=True)
+        linked = self.partial / f"{file.sha256}.taken"
+        try:
+            linked.unlink(missing_ok=True)
+            os.link(folder / file.sha256[:2] / file.sha256, linked)
+        except OSError:  # not there, not ours to link, or on another file system: it is fetched
+            return False
+        try:
+            with linked.open("rb") as data:
+                if hashlib.file_digest(data, "sha256").hexdigest() != file.sha256:
+                    log.warning("store.neighbour_damaged", blob=file.sha256, folder=str(folder))
+                    return False
+            target = self.blob(file.sha256)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            linked.rename(target)
+        except OSError as error:
+            log.warning("store.not_taken_over", blob=file.sha256, error=str(error))
+            return False
+        finally:
+            linked.unlink(missing_ok=True)
+        return True
+
+    def check_out(self, manifest: Manifest, model_name: str) -> None:
+        """Built aside, then moved into place whole. Readable by all: an engine may run as another user."""
+        self.models.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self.models, prefix=".new-"))
+        try:
+            folder.chmod(0o755)
+            for file in manifest.files:
+                target = folder / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(self.blob(file.sha256), target)
+            self.label(manifest, model_name)
+            folder.rename(self.checkout(manifest.digest))
+        except FileNotFoundError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise FetchFailed("a file of the model went away while it was checked out") from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def differs(folder: Path, manifest: Manifest) -> str:
+    """The first file of a shared folder that is missing or has another size; empty: all is there."""
+    for file in manifest.files:
+        try:
+            size = (folder / file.path).stat().st_size
+        except OSError as error:
+            return f"{file.path}: {error.strerror or error}"
+        if size != file.size_bytes:
+            return f"{file.path} has {size} bytes instead of {file.size_bytes}"
+    return ""

@@ -1,0 +1,91 @@
+"""Hashes of the pieces of a blob (`wire.pieces`), kept beside the store: STORE/pieces/<sha256>.
+
+They are made by reading the blob once, which checks its own sha256 as well: a damaged blob gets none, and so is handed
+to nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import uuid
+from pathlib import Path
+
+import structlog
+
+from models_registry.errors import RegistryError
+from wire.pieces import HASH_BYTES, PIECE_BYTES, piece_count
+
+log = structlog.get_logger(__name__)
+_making: dict[str, threading.Lock] = {}
+_READ_BYTES = 1 << 20
+
+
+class DamagedBlob(RegistryError):
+    code = "blob_damaged"
+    status = 503
+    remedy = "Run `manage.py verify_store --repair`, or import the model version again."
+
+
+def piece_hashes(root: Path, blob: Path) -> bytes:
+    """sha256 of each piece of `blob` (named by its own sha256), one after the other; made when they are not there.
+
+    `root` is the store's folder. Raises DamagedBlob, FileNotFoundError.
+    """
+    place = root / "pieces" / blob.name
+    known = _read(place, blob)
+    if known is not None:
+        return known
+    with _making.setdefault(blob.name, threading.Lock()):  # many servers ask for a new one at once
+        known = _read(place, blob)
+        if known is None:
+            known = _make(blob)
+            _keep(place, known)
+    return known
+
+
+def clean_pieces(root: Path, blobs: set[str]) -> None:
+    """Remove hashes of blobs that are gone."""
+    for path in (root / "pieces").glob("*"):
+        if path.name not in blobs:
+            path.unlink(missing_ok=True)
+
+
+def _read(place: Path, blob: Path) -> bytes | None:
+    try:
+        hashes = place.read_bytes()
+    except FileNotFoundError:
+        return None
+    return hashes if len(hashes) == piece_count(blob.stat().st_size) * HASH_BYTES else None
+
+
+def _make(blob: Path) -> bytes:
+    whole, hashes = hashlib.sha256(), bytearray()
+    with blob.open("rb", buffering=0) as file:
+        while True:
+            piece, left = hashlib.sha256(), PIECE_BYTES
+            while left and (data := file.read(min(_READ_BYTES, left))):
+                piece.update(data)
+                whole.update(data)
+                left -= len(data)
+            if left == PIECE_BYTES:
+                break
+            hashes += piece.digest()
+    if whole.hexdigest() != blob.name:
+        log.error("store.damaged", blob=blob.name)
+        raise DamagedBlob(f"The blob {blob.name[:12]} does not have its sha256 any more.")
+    return bytes(hashes)
+
+
+def _keep(place: Path, hashes: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+    try:
+        with part.open("wb") as file:
+            file.write(hashes)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
