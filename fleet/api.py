@@ -51,7 +51,7 @@ _servers = Server.objects.select_related("state", "desired").defer("desired__pay
 
 
 @extend_schema_view(
-    partial_update=extend_schema(description="Change the name or the labels of a server."),
+    partial_update=extend_schema(description="Change the name, the labels, or the rules for model files of a server."),
 )
 class ServerViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.UpdateModelMixin, viewsets.GenericViewSet):
     """Machines with an agent. They appear by joining; see join tokens."""

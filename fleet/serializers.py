@@ -42,6 +42,10 @@ class ServerSerializer(_NodeSerializer):
     facts = serializers.SerializerMethodField(help_text="CPU, memory, runtimes, addresses; null: never connected.")
     load = serializers.SerializerMethodField(help_text="Newest load report, every 5 s.")
     load_at = serializers.SerializerMethodField()
+    cache = serializers.SerializerMethodField(
+        help_text="Model files there: each version, how whole, when used; null: its agent does not tell."
+    )
+    cache_at = serializers.SerializerMethodField()
     desired_generation = serializers.SerializerMethodField()
     observed_generation = serializers.SerializerMethodField()
     rejected = serializers.SerializerMethodField(
@@ -62,6 +66,12 @@ class ServerSerializer(_NodeSerializer):
             "facts",
             "load",
             "load_at",
+            "cache_quota_bytes",
+            "keep_versions",
+            "download_bytes_per_second",
+            "upload_bytes_per_second",
+            "cache",
+            "cache_at",
             "desired_generation",
             "observed_generation",
             "rejected",
@@ -70,6 +80,12 @@ class ServerSerializer(_NodeSerializer):
             "revoked_at",
         ]
         read_only_fields = ["id", "availability", "certificate_expires_at", "created_at", "revoked_at"]
+
+    def validate(self, asked: dict[str, Any]) -> dict[str, Any]:
+        bounds = ("cache_quota_bytes", "download_bytes_per_second", "upload_bytes_per_second")
+        if wrong := [name for name in bounds if asked.get(name) is not None and asked[name] <= 0]:
+            raise serializers.ValidationError(dict.fromkeys(wrong, "More than 0, or null for no bound."))
+        return asked
 
     def validate_labels(self, labels: Any) -> dict[str, str]:
         if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
@@ -86,6 +102,13 @@ class ServerSerializer(_NodeSerializer):
 
     def get_load_at(self, server: Server) -> dt.datetime | None:
         return _of_state(server, "load_at", None)
+
+    @extend_schema_field(serializers.JSONField(allow_null=True))
+    def get_cache(self, server: Server) -> dict[str, Any] | None:
+        return _of_state(server, "cache", None)
+
+    def get_cache_at(self, server: Server) -> dt.datetime | None:
+        return _of_state(server, "cache_at", None)
 
     def get_desired_generation(self, server: Server) -> int:
         desired = getattr(server, "desired", None)

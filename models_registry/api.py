@@ -25,6 +25,7 @@ from models_registry import blobs, services
 from models_registry.hub import imports
 from models_registry.hub import services as hub
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
+from models_registry.pins_api import PinsViewSet
 from models_registry.serializers import (
     HubHitSerializer,
     HubModelSerializer,
@@ -235,6 +236,7 @@ def register(router: BaseRouter) -> None:
     router.register("models", ModelsViewSet)
     router.register("model-versions", ModelVersionsViewSet)
     router.register("hub-tokens", HubTokensViewSet)
+    router.register("pins", PinsViewSet)
 
 
 urlpatterns = [

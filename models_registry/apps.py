@@ -11,4 +11,5 @@ class ModelsRegistryConfig(AppConfig):
         from auditlog.registry import auditlog  # has models: not before the apps are loaded
 
         auditlog.register(self.get_model("Model"))
+        auditlog.register(self.get_model("Pin"))
         auditlog.register(self.get_model("ModelVersion"), exclude_fields=["progress", "manifest", "metadata"])
