@@ -10,11 +10,13 @@ import hashlib
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from models_registry.errors import RegistryError
+from wire.manifest import Manifest
 from wire.pieces import HASH_BYTES, PIECE_BYTES, piece_count
 
 log = structlog.get_logger(__name__)
@@ -43,6 +45,16 @@ def piece_hashes(root: Path, blob: Path) -> bytes:
             known = _make(blob)
             _keep(place, known)
     return known
+
+
+def prepare_pieces(root: Path, manifest: Manifest, place: Callable[[str], Path]) -> None:
+    """Have the hashes ready before servers ask, while the bytes are still in memory. A failure is told when they do."""
+    for file in manifest.files:
+        if file.size_bytes > PIECE_BYTES:
+            try:
+                piece_hashes(root, place(file.sha256))
+            except (OSError, RegistryError) as error:
+                log.warning("pieces.not_ready", blob=file.sha256, error=str(error))
 
 
 def clean_pieces(root: Path, blobs: set[str]) -> None:

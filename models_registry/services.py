@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from models_registry.errors import NotReady, RegistryError, VersionInUse
 from models_registry.hub import imports
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
+from models_registry.pieces import clean_pieces, prepare_pieces
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
 from models_registry.store import Progress, Staged
@@ -57,6 +58,7 @@ def import_path(
             row = ready_twin(model, staged) or new_row(model, version, source=source or str(path), now=now)
             publish(row, staged, facts)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
+    prepare_pieces(store().root, manifest_of(row), store().blob_path)
     return row
 
 
@@ -116,6 +118,7 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
             return fail_import(row, error)
         _forget(row.job)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
+    prepare_pieces(store().root, manifest_of(row), store().blob_path)
     return VersionState.READY
 
 
@@ -201,6 +204,7 @@ def clean_store() -> int:
     with store_.lock():
         manifests = dict(ModelVersion.objects.exclude(digest="").values_list("digest", "manifest"))
         blobs = {file["sha256"] for manifest in manifests.values() for file in manifest.get("files", ())}
+        clean_pieces(store_.root, blobs)
         return store_.delete_unreferenced(manifests, blobs)
 
 
