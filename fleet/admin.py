@@ -58,6 +58,41 @@ class LabelsForm(PageForm):
         return labels
 
 
+class CacheForm(PageForm):
+    """How a server keeps and fetches model files."""
+
+    quota_gb = forms.FloatField(
+        required=False, min_value=0.001, label="At most (GB)", help_text="Of model files. Empty: while there is room."
+    )
+    keep_versions = forms.IntegerField(
+        required=False, min_value=0, max_value=1000, label="Versions kept", help_text="Of each model. Empty: all."
+    )
+    download_mb = forms.FloatField(
+        required=False, min_value=0.001, label="Fetch at most (MB/s)", help_text="Empty: as fast as it goes."
+    )
+    upload_mb = forms.FloatField(
+        required=False, min_value=0.001, label="Hand on at most (MB/s)", help_text="To other servers. Empty: any."
+    )
+
+    FIELDS = {
+        "quota_gb": ("cache_quota_bytes", 1e9),
+        "keep_versions": ("keep_versions", 1),
+        "download_mb": ("download_bytes_per_second", 1e6),
+        "upload_mb": ("upload_bytes_per_second", 1e6),
+    }
+
+    @classmethod
+    def initial_of(cls, row: Server) -> dict[str, float]:
+        values = {name: (getattr(row, column), unit) for name, (column, unit) in cls.FIELDS.items()}
+        return {name: value / unit for name, (value, unit) in values.items() if value is not None}
+
+    def apply(self, row: Server) -> None:
+        for name, (column, unit) in self.FIELDS.items():
+            value = self.cleaned_data[name]
+            setattr(row, column, None if value is None else int(value * unit))
+        row.save(update_fields=[column for column, _ in self.FIELDS.values()])
+
+
 class StatusFilter(admin.SimpleListFilter):
     """Servers by availability or revoked."""
 
@@ -91,7 +126,7 @@ class ServerAdmin(PageAdmin):
             super()
             .get_queryset(request)
             .select_related("state", "desired")
-            .defer("public_key_pem", "certificate_pem", "desired__payload", "state__observed")
+            .defer("public_key_pem", "certificate_pem", "desired__payload", "state__observed", "state__cache")
             .annotate(
                 live_instances=Count("instances", filter=live),
                 ready_instances=Count("instances", filter=live & Q(instances__state="ready")),
@@ -160,16 +195,30 @@ class ServerAdmin(PageAdmin):
     ) -> HttpResponse:
         row = self.row_or_404(request, object_id)
         labels = "\n".join(f"{name}={value}" for name, value in row.labels.items())
-        form = LabelsForm(request.POST or None, initial={"labels": labels})
+        rules = "cache" in request.POST
+        form = LabelsForm(None if rules else request.POST or None, initial={"labels": labels})
+        cache_form = CacheForm(request.POST if rules else None, initial=CacheForm.initial_of(row))
         if request.method == "POST":
             self.must_change(request, row)
-            if form.is_valid():
+            if rules and cache_form.is_valid():
+                cache_form.apply(row)
+                messages.success(request, f"Rules for model files of {row.name} saved.")
+                return HttpResponseRedirect(request.path)
+            if not rules and form.is_valid():
                 row.labels = form.cleaned_data["labels"]
                 row.save(update_fields=["labels"])
                 messages.success(request, f"Labels of {row.name} saved.")
                 return HttpResponseRedirect(request.path)
         may_change = self.has_change_permission(request, row) and row.revoked_at is None
-        return self.page(request, "stokehold/server.html", row.name, row=row, form=form, may_change=may_change)
+        return self.page(
+            request,
+            "stokehold/server.html",
+            row.name,
+            row=row,
+            form=form,
+            cache_form=cache_form,
+            may_change=may_change,
+        )
 
     def own_urls(self) -> list[URLPattern]:
         return [

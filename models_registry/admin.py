@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils import timezone
 
-from models_registry import services
+from models_registry import pins_page, services
 from models_registry.hub import pages
 from models_registry.models import NAME, ImportJob, ModelVersion
 from templates.base import PageAdmin, told
@@ -117,6 +117,7 @@ class ModelVersionAdmin(PageAdmin):
             job=ImportJob.objects.filter(pk=row.pk, hub__isnull=False).first(),
             may_import=self.has_add_permission(request),
             may_delete=self.has_delete_permission(request, row),
+            **pins_page.context(self, request, row),
         )
 
     def own_urls(self) -> list[URLPattern]:
@@ -126,6 +127,8 @@ class ModelVersionAdmin(PageAdmin):
                 self.route(f"<str:object_id>/{verb}/", partial(pages.control_import, self, verb=verb), verb)
                 for verb in ("pause", "resume", "cancel")
             ),
+            self.route("<str:object_id>/pin/", partial(pins_page.pin, self), "pin"),
+            self.route("<str:object_id>/unpin/", partial(pins_page.unpin, self), "unpin"),
             self.route("<str:object_id>/delete/", self.delete_page, "delete_page"),
         ]
 

@@ -103,6 +103,8 @@ def _server_alerts(servers: list[Server], now: datetime) -> list[Alert]:
             alerts.append(Alert("error", f"Server {server.name} refuses its desired state: {state.rejected}", url))
         if state and (load_shares(state.load)["disk"] or 0) > 92:
             alerts.append(Alert("warning", f"Server {server.name} is nearly out of disk.", url))
+        if state and state.cache and state.cache["alarm"]:
+            alerts.append(Alert("warning", f"Server {server.name}: {state.cache['alarm']}.", url))
         expires = server.certificate_expires_at
         if expires and expires - now < CERTIFICATE_WARNING:
             alerts.append(Alert("warning", f"The certificate of server {server.name} ends {expires:%Y-%m-%d}.", url))

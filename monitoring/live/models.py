@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fleet.models import Server
 from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import cells, fragment, list_digest
+from monitoring.live.servers import used_at
 
 MODEL_CELLS = ("state", "size", "facts")
 
@@ -28,4 +30,18 @@ def render_one(ask: Any) -> dict[str, str]:
         "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),
         "model:files": fragment("model_files", row=version, files=files, fetching=fetching),
+        "model:servers": fragment("model_servers", servers=_servers(version.digest)),
     }
+
+
+def _servers(digest: str) -> list[dict[str, Any]]:
+    """Servers that have (parts of) a manifest, with what they say of it."""
+    if not digest:
+        return []
+    found = []
+    live = Server.objects.filter(revoked_at__isnull=True, state__cache__isnull=False)
+    for server in live.select_related("state").only("name", "state__cache").order_by("name"):
+        for model in server.state.cache["models"]:
+            if model["digest"] == digest:
+                found.append({"server": server, "model": model, "used": used_at(model)})
+    return found
