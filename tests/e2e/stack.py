@@ -180,14 +180,27 @@ class Stack:
         agent = machine.command(*agent) if machine else agent
         join = [*agent, "join", "--home", str(folder), "--master", master, "--token", token, "--name", "second"]
         subprocess.run(join, check=True, env=self.environment(), stderr=log)
-        run = [*agent, "run", "--home", str(folder)]
-        self.others.append(subprocess.Popen(run, env=self.environment(), stderr=log, stdin=subprocess.DEVNULL))
+        self.run_second_agent(folder, machine)
 
         def connected() -> str:
             fresh = [row for row in self.rows("/servers/") if row["id"] not in known and row["status"] == "online"]
             return fresh[0]["id"] if fresh else ""
 
         return wait_for(connected, within_s=20, what="the second agent is connected")
+
+    def run_second_agent(self, folder: Path, machine: Machine | None = None) -> subprocess.Popen[bytes]:
+        """The agent of a home that has joined."""
+        command = [sys.executable, "-m", "agent", "run", "--home", str(folder)]
+        log = (folder / "log").open("ab")
+        process = subprocess.Popen(
+            machine.command(*command) if machine else command,
+            cwd=SOURCE,
+            env=self.environment(),
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+        self.others.append(process)
+        return process
 
     def stop_second_agent(self, folder: Path) -> None:
         for other in self.others:
