@@ -114,7 +114,7 @@ class ModelVersionAdmin(PageAdmin):
             str(row),
             row=row,
             used_by=names,
-            job=ImportJob.objects.filter(pk=row.pk, hub__isnull=False).first(),
+            job=ImportJob.objects.filter(ImportJob.FETCHED, pk=row.pk).first(),
             may_import=self.has_add_permission(request),
             may_delete=self.has_delete_permission(request, row),
         )

@@ -22,6 +22,7 @@ from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
 from models_registry import blobs, services
+from models_registry.fetching import services as fetching
 from models_registry.hub import imports
 from models_registry.hub import services as hub
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
@@ -131,24 +132,24 @@ class ModelVersionsViewSet(
     @extend_schema(summary="Pause the fetch of an import", request=None, responses=ModelVersionSerializer)
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
-        return self._told(lambda row: hub.pause_import(row))
+        return self._told(lambda row: fetching.pause_import(row))
 
     @extend_schema(summary="Go on with a fetch that was paused", request=None, responses=ModelVersionSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
-        return self._told(lambda row: hub.pause_import(row, paused=False))
+        return self._told(lambda row: fetching.pause_import(row, paused=False))
 
     @extend_schema(summary="End an import; what was fetched is kept for a week", request=None)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
-        return self._told(hub.cancel_import)
+        return self._told(fetching.cancel_import)
 
     @extend_schema(summary="Limit how fast an import is fetched", request=LimitSerializer)
     @action(detail=True, methods=["post"])
     def limit(self, request: Request, pk: str) -> Response:
         asked = LimitSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        return self._told(lambda row: hub.limit_import(row, asked.validated_data["bytes_per_second"]))
+        return self._told(lambda row: fetching.limit_import(row, asked.validated_data["bytes_per_second"]))
 
     def _told(self, verb: Callable[[ModelVersion], None]) -> Response:
         row = self.get_object()

@@ -9,7 +9,7 @@ import msgspec
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from models_registry.hub.imports import Detail
+from models_registry.fetching.work import Detail
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
 
 
@@ -55,7 +55,7 @@ class ModelVersionSerializer(serializers.ModelSerializer):
     @extend_schema_field(ImportDetailSerializer(allow_null=True))
     def get_fetching(self, row: ModelVersion) -> dict[str, Any] | None:
         job = getattr(row, "job", None) if row.state == VersionState.IMPORTING else None
-        if job is None or job.hub is None:
+        if job is None or not job.is_fetched:
             return None
         said = {"paused": job.paused, "limit_bytes_per_second": job.limit_bytes_per_second}
         return {**msgspec.to_builtins(msgspec.convert(job.detail, Detail)), **said}

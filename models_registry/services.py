@@ -13,7 +13,8 @@ from django.db.models import ProtectedError, Q
 from kombu.exceptions import OperationalError as BrokerError
 
 from models_registry.errors import NotReady, RegistryError, VersionInUse
-from models_registry.hub import imports
+from models_registry.fetching import kinds
+from models_registry.fetching.work import Parked
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
@@ -103,20 +104,52 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
         row = ModelVersion.objects.select_related("model", "job").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
             return VersionState(row.state) if row else None
+        if row.job.paused:
+            return VersionState.IMPORTING
         if row.job.attempts >= MAX_ATTEMPTS and not _has_moved(row.job):
             return fail_import(row, _lost(row.job))
         _note_attempt(row.job, now)
         try:
             _take_in(row, row.job)
+        except Parked:
+            ImportJob.objects.filter(pk=row.pk).update(started_at=None, attempts=0)
         except (OperationalError, InterfaceError):  # of the database: nothing can be noted; `heal_imports` comes back
             raise
         except Exception as error:
             if not isinstance(error, RegistryError):
                 log.exception("model.import_broke_off", model=str(row))
             return fail_import(row, error)
-        _forget(row.job)
-    log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
-    return VersionState.READY
+        else:
+            _forget(row.job)
+            log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
+            return VersionState.READY
+    return _parked(row)
+
+
+def work_on(version_id: int, now: dt.datetime) -> VersionState | None:
+    """What a worker does with a task: this import, or one that waits and comes before it.
+
+    There is a task for each import that waits, so whichever a task names, none is forgotten. Returns the state that
+    the import ended in.
+    """
+    named = ImportJob.objects.filter(pk=version_id).first()
+    waiting = ImportJob.objects.filter(version__state=VersionState.IMPORTING, started_at=None, paused=False)
+    if named is None or named.started_at is not None:  # done, or given to the broker a second time
+        state = finish_import(version_id, now)
+        if named is None or state != VersionState.IMPORTING:
+            return state
+    for key in list(waiting.order_by("-priority", "queued_at", "pk").values_list("pk", flat=True)):
+        state = finish_import(key, now)
+        if state not in (None, VersionState.IMPORTING):  # else another worker was quicker, or it was paused
+            return state
+    row = ModelVersion.objects.filter(pk=version_id).first()
+    return VersionState(row.state) if row else None
+
+
+def requeue(row: ModelVersion, now: dt.datetime) -> None:
+    """Have a worker take it up that had let go of it."""
+    ImportJob.objects.filter(pk=row.pk).update(queued_at=now)
+    transaction.on_commit(lambda: _enqueue(row))
 
 
 def fail_import(row: ModelVersion, error: Exception) -> VersionState:
@@ -138,7 +171,7 @@ def heal_imports(now: dt.datetime) -> int:
     """
     started = 0
     for job in ImportJob.objects.select_related("version__model").filter(version__state=VersionState.IMPORTING):
-        if not _is_orphaned(job, now):
+        if job.paused or not _is_orphaned(job, now):
             continue
         if job.attempts >= MAX_ATTEMPTS and not _has_moved(job):
             fail_import(job.version, _lost(job))
@@ -156,7 +189,7 @@ def expire_imports(now: dt.datetime) -> int:
     store().clean_leftovers()
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
     moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes
-    rows = list(late.exclude(moving).select_related("model"))
+    rows = [row for row in late.exclude(moving).select_related("model") if not _is_fetched_now(row)]
     for row in rows:
         fail_import(
             row,
@@ -166,6 +199,14 @@ def expire_imports(now: dt.datetime) -> int:
             ),
         )
     return len(rows)
+
+
+def _is_fetched_now(row: ModelVersion) -> bool:
+    """A worker is at it, which gives up by itself when nothing comes: a clock that jumps must not end it."""
+    if not ImportJob.objects.filter(ImportJob.FETCHED, pk=row.pk).exists():
+        return False
+    with store().import_lock(str(row.pk)) as mine:
+        return not mine
 
 
 def delete_version(version: ModelVersion) -> None:
@@ -249,8 +290,8 @@ def _enqueue(row: ModelVersion) -> None:
 
 def _take_in(row: ModelVersion, job: ImportJob) -> None:
     """Files into the store, row READY. Paths are checked again: a link may lead elsewhere since the request."""
-    if job.hub is not None:
-        with store().stage_files(imports.fetch(row, job)) as staged:
+    if job.is_fetched:
+        with store().stage_files(kinds.fetch(row, job)) as staged:
             _publish(row, staged)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
@@ -263,6 +304,13 @@ def _publish(row: ModelVersion, staged: Staged) -> None:
     facts = inspect_staged(staged)
     with store().lock(), transaction.atomic():
         publish_importing(row, staged, facts)
+
+
+def _parked(row: ModelVersion) -> VersionState:
+    """A worker has let go of a paused import; when somebody let it go on at that very moment, one takes it up again."""
+    if ImportJob.objects.filter(pk=row.pk, paused=False).exists():
+        _enqueue(row)
+    return VersionState.IMPORTING
 
 
 def _note_attempt(job: ImportJob, now: dt.datetime) -> None:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from models_registry.errors import RegistryError
-from models_registry.hub.imports import Detail
+from models_registry.fetching.work import Detail
 from models_registry.hub.services import start_hub_import
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 
