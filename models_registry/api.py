@@ -8,9 +8,11 @@ from typing import Any
 
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.urls import path
 from django.utils import timezone
 from django_filters import rest_framework as filters
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
@@ -22,9 +24,11 @@ from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
 from models_registry import blobs, services
+from models_registry.archive.views import tar_response
 from models_registry.fetching import services as fetching
 from models_registry.hub import imports
 from models_registry.hub import services as hub
+from models_registry.import_serializers import PrioritySerializer
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
 from models_registry.serializers import (
     HubHitSerializer,
@@ -116,11 +120,11 @@ class ModelVersionsViewSet(
         return Response(ModelVersionSerializer(version).data, status=status.HTTP_202_ACCEPTED, headers=headers)
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
-        name, number, now = asked.get("model", ""), asked.get("version"), timezone.now()
+        name, number, now = asked.get("model"), asked.get("version"), timezone.now()
         if repo := asked.get("repo"):
             chosen = {field: asked[field] for field in ("revision", "patterns")}
             more = {field: asked.get(field) for field in ("token", "limit_bytes_per_second")}
-            return hub.start_hub_import(repo, name=name, version=number, now=now, **chosen, **more)
+            return hub.start_hub_import(repo, name=name or "", version=number, now=now, **chosen, **more)
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
             return services.start_upload(name, temporary, upload.name, version=number, now=now)
@@ -128,6 +132,21 @@ class ModelVersionsViewSet(
 
     def perform_destroy(self, instance: ModelVersion) -> None:
         services.delete_version(instance)
+
+    @extend_schema(
+        summary="Download a version as a tar that another master imports",
+        responses={(200, "application/x-tar"): OpenApiTypes.BINARY},
+    )
+    @action(detail=True, methods=["get"])
+    def export(self, request: Request, pk: str) -> HttpResponseBase:
+        return tar_response(request, self.get_object())
+
+    @extend_schema(summary="Move an import before or behind others", request=PrioritySerializer)
+    @action(detail=True, methods=["post"])
+    def prioritize(self, request: Request, pk: str) -> Response:
+        asked = PrioritySerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return self._told(lambda row: fetching.prioritize_import(row, asked.validated_data["priority"]))
 
     @extend_schema(summary="Pause the fetch of an import", request=None, responses=ModelVersionSerializer)
     @action(detail=True, methods=["post"])

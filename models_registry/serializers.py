@@ -107,8 +107,6 @@ class ImportSerializer(serializers.Serializer):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if sum(name in attrs for name in ("path", "file", "repo")) != 1:
             raise serializers.ValidationError("Give either `path`, `file` or `repo`.")
-        if "repo" not in attrs and not attrs.get("model"):
-            raise serializers.ValidationError({"model": ["This field is required."]})
         return attrs
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -12,13 +14,14 @@ from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
 from kombu.exceptions import OperationalError as BrokerError
 
-from models_registry.errors import NotReady, RegistryError, VersionInUse
+from models_registry.archive import reading as archives
+from models_registry.errors import InvalidName, NotReady, RegistryError, VersionInUse
 from models_registry.fetching import kinds
 from models_registry.fetching.work import Parked
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import Progress, Staged
+from models_registry.store import SPARE_BYTES, Progress, Staged
 from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
 from wire.manifest import Manifest
 
@@ -33,7 +36,7 @@ _PROGRESS_EVERY_S = 0.5
 
 
 def import_path(
-    name: str,
+    name: str | None,
     path: Path,
     *,
     version: str | None = None,
@@ -47,11 +50,14 @@ def import_path(
     The same files under the same name are the same version: it is returned, whatever `version` says. Without
     `version` the next free number is taken. A failure leaves no row and no file behind.
 
-    Raises BadSource, DamagedModel, NoSpace, InvalidName, VersionTaken.
+    An archive (`models_registry.archive`) is unpacked; without `name` and `version` they are then what it says.
+    Raises BadSource, BadArchive, DamagedModel, NoSpace, InvalidName, VersionTaken.
     """
     check_name(name, version)
     path = checked_source(path)
-    with store().stage(path, link=link, protected=own_paths(), progress=progress) as staged:
+    archive = archives.archive_at(path)
+    name, version = _named(name, version, archive)
+    with _staged(path, archive, link=link, protected=own_paths(), progress=progress) as staged:
         facts = inspect_staged(staged)
         with store().lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
@@ -62,7 +68,7 @@ def import_path(
 
 
 def start_import(
-    name: str,
+    name: str | None,
     path: Path,
     *,
     version: str | None = None,
@@ -72,23 +78,27 @@ def start_import(
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
 
-    What can be said at once is: raises BadSource, InvalidName, VersionTaken.
+    What can be said at once is: raises BadSource, BadArchive, InvalidName, VersionTaken.
     """
     check_name(name, version)
     path = checked_source(path)
-    scan(path, own_paths())
+    archive = archives.archive_at(path)
+    name, version = _named(name, version, archive)
+    if archive is None:
+        scan(path, own_paths())
     job = ImportJob(path=str(path), link=link, queued_at=now)
     return begin(name, version, job, source=source or str(path))
 
 
 def start_upload(
-    name: str, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
+    name: str | None, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
     check_name(name, version)
     kept = store().keep_upload(temporary, file_name)
     job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
+        name, version = _named(name, version, archives.archive_at(kept))
         return begin(name, version, job, source=f"upload of {file_name}")
     except Exception:
         store().drop_upload(kept)
@@ -296,8 +306,35 @@ def _take_in(row: ModelVersion, job: ImportJob) -> None:
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
-    with store().stage(path, link=job.link, protected=protected, progress=_row_progress(row.pk)) as staged:
+    archive = archives.archive_at(path)
+    note = _row_progress(row.pk)
+    with _staged(path, archive, link=job.link, protected=protected, progress=note) as staged:
         _publish(row, staged)
+
+
+def _named(name: str | None, version: str | None, archive: archives.Archive | None) -> tuple[str, str | None]:
+    """Those given, else those of the archive. Raises InvalidName."""
+    if archive is not None:
+        name = archive.manifest.name if name is None else name
+        version = archive.manifest.version if version is None else version
+    if name is None:
+        raise InvalidName("The model has no name.", remedy="Give one: only archives bring their own.")
+    check_name(name, version)
+    return name, version
+
+
+@contextmanager
+def _staged(
+    path: Path, archive: archives.Archive | None, *, link: bool, protected: Sequence[Path], progress: Progress | None
+) -> Iterator[Staged]:
+    """The files of a path, or those in an archive; as `Store.stage`."""
+    if archive is None:
+        with store().stage(path, link=link, protected=protected, progress=progress) as staged:
+            yield staged
+        return
+    note = progress or (lambda share: None)
+    with store().stage_by(lambda folder: archives.take(archive, folder, SPARE_BYTES, note)) as staged:
+        yield staged
 
 
 def _publish(row: ModelVersion, staged: Staged) -> None:

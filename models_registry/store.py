@@ -137,6 +137,14 @@ class Store:
             shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def stage_by(self, take: Callable[[Path], Sequence[ManifestFile]]) -> Iterator[Staged]:
+        """What `take` writes to the folder that it is given, hashed and synced; it is gone again unless published."""
+        self.clean_leftovers()
+        with self._staging_folder() as folder:
+            manifest = check_manifest(Manifest(files=tuple(sorted(take(folder / "files")))))
+            yield Staged(folder=folder / "files", manifest=manifest)
+
     @property
     def downloads(self) -> Path:
         """Where files are fetched to, each under its hash: two imports of one file share it."""

@@ -74,10 +74,10 @@ def test_what_is_in_the_store_is_not_even_asked_for(server: FakeHub) -> None:
 
 
 def test_a_file_without_a_hash_must_not_become_another_meanwhile(server: FakeHub) -> None:
-    row = start(url(server), limit_bytes_per_second=1_000_000)
+    row = start(url(server), limit_bytes_per_second=300_000)
     worker = Worker(row)
     worker.start()
-    wait_for(lambda: fetched(row) > 300_000, what="progress")
+    wait_for(lambda: fetched(row) > 100_000, what="progress")
     fetching.pause_import(row)
     worker.join(30)
     assert worker.state == VersionState.IMPORTING
