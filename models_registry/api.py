@@ -17,7 +17,7 @@ from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
-from rest_framework.permissions import BasePermission
+from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
@@ -26,9 +26,11 @@ from rest_framework.views import APIView
 from models_registry import blobs, services
 from models_registry.archive.views import tar_response
 from models_registry.fetching import services as fetching
+from models_registry.fetching.policy import policy, set_policy
 from models_registry.hub import imports
 from models_registry.hub import services as hub
-from models_registry.import_serializers import PrioritySerializer
+from models_registry.import_serializers import DownloadPolicySerializer, PrioritySerializer
+from models_registry.importing import FETCHED, start_fetch
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
 from models_registry.serializers import (
     HubHitSerializer,
@@ -121,10 +123,8 @@ class ModelVersionsViewSet(
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
         name, number, now = asked.get("model"), asked.get("version"), timezone.now()
-        if repo := asked.get("repo"):
-            chosen = {field: asked[field] for field in ("revision", "patterns")}
-            more = {field: asked.get(field) for field in ("token", "limit_bytes_per_second")}
-            return hub.start_hub_import(repo, name=name or "", version=number, now=now, **chosen, **more)
+        if any(name in asked for name in FETCHED):
+            return start_fetch(asked, now)
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
             return services.start_upload(name, temporary, upload.name, version=number, now=now)
@@ -251,6 +251,33 @@ class HubTokensViewSet(viewsets.ModelViewSet):
         hub.delete_token(instance)
 
 
+class MayReadImports(BasePermission):
+    """Staff that may see models; to change something, that may import them."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        action = "view" if request.method in SAFE_METHODS else "add"
+        user = request.user
+        return bool(user and user.is_staff and user.has_perm(f"models_registry.{action}_modelversion"))
+
+
+class DownloadPolicyView(APIView):
+    """How fast all fetches together may be, by the time of day."""
+
+    permission_classes = [MayReadImports]
+
+    @extend_schema(summary="Show the bandwidth schedule", responses=DownloadPolicySerializer)
+    def get(self, request: Request) -> Response:
+        return Response(DownloadPolicySerializer(policy()).data)
+
+    @extend_schema(
+        summary="Set the bandwidth schedule", request=DownloadPolicySerializer, responses=DownloadPolicySerializer
+    )
+    def put(self, request: Request) -> Response:
+        asked = DownloadPolicySerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return Response(DownloadPolicySerializer(set_policy(**asked.validated_data)).data)
+
+
 def register(router: BaseRouter) -> None:
     router.register("models", ModelsViewSet)
     router.register("model-versions", ModelVersionsViewSet)
@@ -259,6 +286,7 @@ def register(router: BaseRouter) -> None:
 
 urlpatterns = [
     *blobs.urlpatterns,
+    path("download-policy/", DownloadPolicyView.as_view(), name="download-policy"),
     path("hub/models/", HubModelsView.as_view(), name="hub-models"),
     path("hub/model/", HubModelView.as_view(), name="hub-model"),
 ]

@@ -143,11 +143,11 @@ def work_on(version_id: int, now: dt.datetime) -> VersionState | None:
     the import ended in.
     """
     named = ImportJob.objects.filter(pk=version_id).first()
-    waiting = ImportJob.objects.filter(version__state=VersionState.IMPORTING, started_at=None, paused=False)
-    if named is None or named.started_at is not None:  # done, or given to the broker a second time
+    if named is not None and named.started_at is not None:  # given to the broker a second time
         state = finish_import(version_id, now)
-        if named is None or state != VersionState.IMPORTING:
+        if state != VersionState.IMPORTING:
             return state
+    waiting = ImportJob.objects.filter(version__state=VersionState.IMPORTING, started_at=None, paused=False)
     for key in list(waiting.order_by("-priority", "queued_at", "pk").values_list("pk", flat=True)):
         state = finish_import(key, now)
         if state not in (None, VersionState.IMPORTING):  # else another worker was quicker, or it was paused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
@@ -11,11 +12,24 @@ from models_registry.errors import BadSource
 from models_registry.fetching import work
 from models_registry.hub import imports as hub
 from models_registry.models import ImportJob, ModelVersion
+from models_registry.modelscope import imports as modelscope
+from models_registry.s3 import imports as s3
 from models_registry.urls import imports as urls
 from wire.manifest import ManifestFile
 
-_ITEMS: dict[str, Callable[[ModelVersion, ImportJob], list[work.Item]]] = {
-    urls.KIND: urls.items,
+
+@dataclass(frozen=True)
+class _Kind:
+    """`given`: a person gives the address; else this installation's settings do."""
+
+    items: Callable[[ModelVersion, ImportJob], list[work.Item]]
+    given: bool
+
+
+_KINDS = {
+    urls.KIND: _Kind(urls.items, given=True),
+    s3.KIND: _Kind(s3.items, given=True),
+    modelscope.KIND: _Kind(modelscope.items, given=False),
 }
 
 
@@ -26,7 +40,8 @@ def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
     """
     if job.hub is not None:  # the Hub is where the installation says: on this machine too
         return work.fetch(row, job, hub.items(job), loopback=True)
-    kind = str((job.remote or {}).get("kind", ""))
-    if kind not in _ITEMS:
-        raise BadSource(f"This release knows no source of the kind {kind!r}.", remedy="Start the import again.")
-    return work.fetch(row, job, _ITEMS[kind](row, job), loopback=settings.FETCH_FROM_LOOPBACK)
+    name = str((job.remote or {}).get("kind", ""))
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise BadSource(f"This release knows no source of the kind {name!r}.", remedy="Start the import again.")
+    return work.fetch(row, job, kind.items(row, job), loopback=settings.FETCH_FROM_LOOPBACK or not kind.given)
