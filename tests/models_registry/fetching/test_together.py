@@ -128,6 +128,7 @@ def test_a_clock_that_jumps_hurts_no_fetch(hub: FakeHub, monkeypatch: pytest.Mon
     row = start("a", limit=800_000)
     worker = Worker(row)
     worker.start()
+    wait_for(lambda: fetched(row) > 0, what="progress")
     ahead = timezone.now() + dt.timedelta(days=30)
     while states()["a"] != "ready" and worker.is_alive():
         services.store().clean_leftovers()
