@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils import timezone
 
-from models_registry import pins_page, services
+from models_registry import import_pages, pins_page, services
 from models_registry.hub import pages
 from models_registry.models import NAME, ImportJob, ModelVersion
 from templates.base import PageAdmin, told
@@ -92,15 +92,7 @@ class ModelVersionAdmin(PageAdmin):
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         """Starts an import; the list then shows its progress."""
-        if not self.has_add_permission(request):
-            raise PermissionDenied
-        form = ImportForm(request.POST or None, request.FILES or None)
-        if request.method == "POST" and form.is_valid():
-            with told(request):
-                row = _start(form.cleaned_data)
-                messages.success(request, f"The import of {row} has started.")
-                return HttpResponseRedirect(self.url("change", row.pk))
-        return self.page(request, "stokehold/model_import.html", "Import a model", form=form)
+        return import_pages.import_page(self, request, ImportForm, _start)
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
@@ -114,7 +106,7 @@ class ModelVersionAdmin(PageAdmin):
             str(row),
             row=row,
             used_by=names,
-            job=ImportJob.objects.filter(pk=row.pk, hub__isnull=False).first(),
+            job=ImportJob.objects.filter(ImportJob.FETCHED, pk=row.pk).first(),
             may_import=self.has_add_permission(request),
             may_delete=self.has_delete_permission(request, row),
             **pins_page.context(self, request, row),
@@ -123,6 +115,8 @@ class ModelVersionAdmin(PageAdmin):
     def own_urls(self) -> list[URLPattern]:
         return [
             self.route("hub/", partial(pages.hub_page, self), "hub"),
+            self.route("bandwidth/", partial(import_pages.bandwidth_page, self), "bandwidth"),
+            self.route("<str:object_id>/prioritize/", partial(import_pages.prioritize, self), "prioritize"),
             *(
                 self.route(f"<str:object_id>/{verb}/", partial(pages.control_import, self, verb=verb), verb)
                 for verb in ("pause", "resume", "cancel")
@@ -161,13 +155,13 @@ class ModelVersionAdmin(PageAdmin):
 
 
 def _start(asked: dict[str, Any]) -> ModelVersion:
-    version, now = asked["version"] or None, timezone.now()
+    name, version, now = asked["name"] or None, asked["version"] or None, timezone.now()
     if asked["upload"] is None:
-        return services.start_import(asked["name"], Path(asked["path"]), version=version, link=asked["link"], now=now)
+        return services.start_import(name, Path(asked["path"]), version=version, link=asked["link"], now=now)
     upload: UploadedFile = asked["upload"]
     kept = _on_disk(upload)
     try:
-        return services.start_upload(asked["name"], kept, upload.name or "model.gguf", version=version, now=now)
+        return services.start_upload(name, kept, upload.name or "model.gguf", version=version, now=now)
     finally:
         kept.unlink(missing_ok=True)  # moved away unless it was refused
 

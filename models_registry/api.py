@@ -8,22 +8,29 @@ from typing import Any
 
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.urls import path
 from django.utils import timezone
 from django_filters import rest_framework as filters
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
-from rest_framework.permissions import BasePermission
+from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
 from models_registry import blobs, services
+from models_registry.archive.views import tar_response
+from models_registry.fetching import services as fetching
+from models_registry.fetching.policy import policy, set_policy
 from models_registry.hub import imports
 from models_registry.hub import services as hub
+from models_registry.import_serializers import DownloadPolicySerializer, PrioritySerializer
+from models_registry.importing import FETCHED, start_fetch
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
 from models_registry.pins_api import PinsViewSet
 from models_registry.serializers import (
@@ -116,11 +123,9 @@ class ModelVersionsViewSet(
         return Response(ModelVersionSerializer(version).data, status=status.HTTP_202_ACCEPTED, headers=headers)
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
-        name, number, now = asked.get("model", ""), asked.get("version"), timezone.now()
-        if repo := asked.get("repo"):
-            chosen = {field: asked[field] for field in ("revision", "patterns")}
-            more = {field: asked.get(field) for field in ("token", "limit_bytes_per_second")}
-            return hub.start_hub_import(repo, name=name, version=number, now=now, **chosen, **more)
+        name, number, now = asked.get("model"), asked.get("version"), timezone.now()
+        if any(name in asked for name in FETCHED):
+            return start_fetch(asked, now)
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
             return services.start_upload(name, temporary, upload.name, version=number, now=now)
@@ -129,27 +134,42 @@ class ModelVersionsViewSet(
     def perform_destroy(self, instance: ModelVersion) -> None:
         services.delete_version(instance)
 
+    @extend_schema(
+        summary="Download a version as a tar that another master imports",
+        responses={(200, "application/x-tar"): OpenApiTypes.BINARY},
+    )
+    @action(detail=True, methods=["get"])
+    def export(self, request: Request, pk: str) -> HttpResponseBase:
+        return tar_response(request, self.get_object())
+
+    @extend_schema(summary="Move an import before or behind others", request=PrioritySerializer)
+    @action(detail=True, methods=["post"])
+    def prioritize(self, request: Request, pk: str) -> Response:
+        asked = PrioritySerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return self._told(lambda row: fetching.prioritize_import(row, asked.validated_data["priority"]))
+
     @extend_schema(summary="Pause the fetch of an import", request=None, responses=ModelVersionSerializer)
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
-        return self._told(lambda row: hub.pause_import(row))
+        return self._told(lambda row: fetching.pause_import(row))
 
     @extend_schema(summary="Go on with a fetch that was paused", request=None, responses=ModelVersionSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
-        return self._told(lambda row: hub.pause_import(row, paused=False))
+        return self._told(lambda row: fetching.pause_import(row, paused=False))
 
     @extend_schema(summary="End an import; what was fetched is kept for a week", request=None)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
-        return self._told(hub.cancel_import)
+        return self._told(fetching.cancel_import)
 
     @extend_schema(summary="Limit how fast an import is fetched", request=LimitSerializer)
     @action(detail=True, methods=["post"])
     def limit(self, request: Request, pk: str) -> Response:
         asked = LimitSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        return self._told(lambda row: hub.limit_import(row, asked.validated_data["bytes_per_second"]))
+        return self._told(lambda row: fetching.limit_import(row, asked.validated_data["bytes_per_second"]))
 
     def _told(self, verb: Callable[[ModelVersion], None]) -> Response:
         row = self.get_object()
@@ -232,6 +252,33 @@ class HubTokensViewSet(viewsets.ModelViewSet):
         hub.delete_token(instance)
 
 
+class MayReadImports(BasePermission):
+    """Staff that may see models; to change something, that may import them."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        action = "view" if request.method in SAFE_METHODS else "add"
+        user = request.user
+        return bool(user and user.is_staff and user.has_perm(f"models_registry.{action}_modelversion"))
+
+
+class DownloadPolicyView(APIView):
+    """How fast all fetches together may be, by the time of day."""
+
+    permission_classes = [MayReadImports]
+
+    @extend_schema(summary="Show the bandwidth schedule", responses=DownloadPolicySerializer)
+    def get(self, request: Request) -> Response:
+        return Response(DownloadPolicySerializer(policy()).data)
+
+    @extend_schema(
+        summary="Set the bandwidth schedule", request=DownloadPolicySerializer, responses=DownloadPolicySerializer
+    )
+    def put(self, request: Request) -> Response:
+        asked = DownloadPolicySerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return Response(DownloadPolicySerializer(set_policy(**asked.validated_data)).data)
+
+
 def register(router: BaseRouter) -> None:
     router.register("models", ModelsViewSet)
     router.register("model-versions", ModelVersionsViewSet)
@@ -241,6 +288,7 @@ def register(router: BaseRouter) -> None:
 
 urlpatterns = [
     *blobs.urlpatterns,
+    path("download-policy/", DownloadPolicyView.as_view(), name="download-policy"),
     path("hub/models/", HubModelsView.as_view(), name="hub-models"),
     path("hub/model/", HubModelView.as_view(), name="hub-model"),
 ]

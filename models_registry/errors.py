@@ -107,3 +107,25 @@ class InvalidToken(RegistryError):
 class TokenNameTaken(InvalidToken):
     code = "token_name_taken"
     status = 409
+
+
+class BadSchedule(RegistryError):
+    """A bandwidth schedule that cannot be read."""
+
+    code = "bad_schedule"
+    remedy = "Write it as in: mon-fri 08:00-18:00 20 MB/s, 22:00-06:00 unlimited, else 50 MB/s"
+
+
+class BadArchive(RegistryError):
+    """A tar or folder that is no whole export of a model version."""
+
+    code = "bad_archive"
+    status = 422
+    remedy = "Export the version again, copy the archive whole, then import it again. Nothing of it was taken in."
+
+
+class ExportRefused(RegistryError):
+    """An export cannot be written where it was asked for."""
+
+    code = "export_refused"
+    remedy = "Give a path that does not exist yet, in a folder that may be written, outside this installation's home."

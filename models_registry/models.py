@@ -107,17 +107,21 @@ class HubToken(models.Model):
 class ImportJob(models.Model):
     """An import under way: what a worker needs to do it, or to do it again when another one was lost.
 
-    `started_at` is None while it waits for a worker. Whether the worker that has it lives, `Store.import_lock` tells.
+    `started_at` is None while it waits for a worker, and while it is paused. Whether the worker that has it lives,
+    `Store.import_lock` tells.
     """
 
     version = models.OneToOneField(ModelVersion, primary_key=True, on_delete=models.CASCADE, related_name="job")
     path = models.TextField(blank=True)
     hub = models.JSONField(null=True)  # models_registry.hub.imports.Spec, when it is fetched from a Hub
     token = models.ForeignKey(HubToken, null=True, on_delete=models.SET_NULL)
+    remote = models.JSONField(null=True)  # models_registry.fetching.kinds: when it is fetched from anywhere else
+    sealed_secret = models.TextField(default="", db_default="", editable=False)  # fleet.sealed, for `remote`
+    priority = models.SmallIntegerField(default=0, db_default=0)  # higher ones first
     paused = models.BooleanField(default=False)
     cancelled = models.BooleanField(default=False)
     limit_bytes_per_second = models.PositiveBigIntegerField(null=True)
-    detail = models.JSONField(default=dict)  # models_registry.hub.imports.Detail: how far it is
+    detail = models.JSONField(default=dict)  # models_registry.fetching.work.Detail: how far it is
     touched_at = models.DateTimeField(null=True)  # when `detail` was written
     seen_bytes = models.BigIntegerField(default=0)  # there when the last attempt began
     link = models.BooleanField(default=False)
@@ -126,5 +130,22 @@ class ImportJob(models.Model):
     queued_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
 
+    FETCHED = models.Q(hub__isnull=False) | models.Q(remote__isnull=False)
+    """From elsewhere: it can be paused, limited and cancelled."""
+
     def __str__(self) -> str:
         return f"import of {self.version}"
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.hub is not None or self.remote is not None
+
+
+class DownloadPolicy(models.Model):
+    """How fast all fetches together may be, by the time of day. One row, or none: as fast as it goes."""
+
+    schedule = models.CharField(max_length=500, blank=True)  # models_registry.fetching.schedule
+    zone = models.CharField(max_length=80, default="UTC")  # name of a time zone
+
+    def __str__(self) -> str:
+        return self.schedule or "as fast as it goes"

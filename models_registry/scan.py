@@ -12,7 +12,8 @@ from models_registry.errors import BadSource
 from wire.errors import BadMessage
 from wire.manifest import check_path
 
-_MAX_FILES = 20_000
+MOST_FILES = 20_000
+"""Of one version, wherever it comes from."""
 _SKIPPED_FOLDERS = frozenset({".cache", ".git"})  # of download tools, never part of a model
 _SKIPPED_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store"})
 
@@ -72,8 +73,8 @@ def _walk(root: Path) -> Iterator[SourceFile]:
             if name in _SKIPPED_FILES:
                 continue
             count += 1
-            if count > _MAX_FILES:
-                raise BadSource(f"{root} holds more than {_MAX_FILES} files: is this a model's folder?")
+            if count > MOST_FILES:
+                raise BadSource(f"{root} holds more than {MOST_FILES} files: is this a model's folder?")
             path = Path(folder) / name
             yield _checked_file(path, root, path.relative_to(root).as_posix())
 

@@ -9,7 +9,9 @@ import msgspec
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from models_registry.hub.imports import Detail
+from models_registry.fetching.services import MOST_PRIORITY
+from models_registry.fetching.work import Detail
+from models_registry.import_serializers import SOURCES, S3SourceSerializer, UrlsField
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
 
 
@@ -34,6 +36,7 @@ class ImportDetailSerializer(serializers.Serializer):
     """How far a fetch is. Rates in bytes a second, times in seconds."""
 
     paused = serializers.BooleanField()
+    priority = serializers.IntegerField()
     limit_bytes_per_second = serializers.IntegerField(allow_null=True)
     done_bytes = serializers.IntegerField()
     total_bytes = serializers.IntegerField()
@@ -46,7 +49,7 @@ class ModelVersionSerializer(serializers.ModelSerializer):
     """A version without its files."""
 
     model = serializers.CharField(source="model.name", read_only=True)
-    fetching = serializers.SerializerMethodField(help_text="Of an import from a Hub that is under way.")
+    fetching = serializers.SerializerMethodField(help_text="Of an import from elsewhere that is under way.")
 
     class Meta:
         model = ModelVersion
@@ -55,9 +58,9 @@ class ModelVersionSerializer(serializers.ModelSerializer):
     @extend_schema_field(ImportDetailSerializer(allow_null=True))
     def get_fetching(self, row: ModelVersion) -> dict[str, Any] | None:
         job = getattr(row, "job", None) if row.state == VersionState.IMPORTING else None
-        if job is None or job.hub is None:
+        if job is None or not job.is_fetched:
             return None
-        said = {"paused": job.paused, "limit_bytes_per_second": job.limit_bytes_per_second}
+        said = {"paused": job.paused, "priority": job.priority, "limit_bytes_per_second": job.limit_bytes_per_second}
         return {**msgspec.to_builtins(msgspec.convert(job.detail, Detail)), **said}
 
 
@@ -74,17 +77,17 @@ class ModelVersionDetailSerializer(ModelVersionSerializer):
 
 
 class ImportSerializer(serializers.Serializer):
-    """What to import: a path on the master's machine, or one uploaded file."""
+    """What to import: files of the master's machine, one uploaded file, or files from elsewhere."""
 
     model = serializers.CharField(
         max_length=120,
         required=False,
         validators=[NAME],
-        help_text="Name of the model; made when new. With `repo` it may be left out: the repository's.",
+        help_text="Name of the model; made when new. Repositories, buckets and archives bring one of their own.",
     )
     version = serializers.CharField(max_length=40, required=False, help_text="Default: the next free number.")
-    path = serializers.CharField(required=False, help_text="A file or folder on the master's machine.")
-    file = serializers.FileField(required=False, help_text="One file, in multipart form data, in place of `path`.")
+    path = serializers.CharField(required=False, help_text="A file, folder or archive on the master's machine.")
+    file = serializers.FileField(required=False, help_text="One file, or an archive, in multipart form data.")
     link = serializers.BooleanField(default=False, help_text="Hard-link instead of copying, where possible.")
     repo = serializers.CharField(max_length=200, required=False, help_text="Of the Hub, in place of `path`: org/name.")
     revision = serializers.CharField(max_length=200, default="main", help_text="Branch, tag or commit of `repo`.")
@@ -92,12 +95,25 @@ class ImportSerializer(serializers.Serializer):
         child=serializers.CharField(max_length=200),
         default=list,
         max_length=100,
-        help_text="Files of `repo` to take, such as *Q4_K_M.gguf; default: the sensible ones.",
+        help_text="Files of a repository or bucket to take, such as *Q4_K_M.gguf; default: the sensible ones.",
     )
     token = serializers.SlugRelatedField(
         slug_field="name", queryset=HubToken.objects.all(), required=False, help_text="Name of a Hub token."
     )
     limit_bytes_per_second = serializers.IntegerField(required=False, allow_null=True, min_value=1)
+
+    urls = UrlsField(required=False, help_text="http(s) URLs, each with a `sha256` and a place (`path`) if you like.")
+    headers = serializers.DictField(
+        child=serializers.CharField(max_length=4000), required=False, write_only=True, help_text="To send with `urls`."
+    )
+    bearer_token = serializers.CharField(
+        max_length=4000, required=False, write_only=True, help_text="For `urls` or `modelscope`; sealed."
+    )
+    s3 = S3SourceSerializer(required=False)
+    modelscope = serializers.CharField(max_length=400, required=False, help_text="ms://org/name@revision")
+    priority = serializers.IntegerField(
+        default=0, min_value=-MOST_PRIORITY, max_value=MOST_PRIORITY, help_text="Of what is fetched: higher ones first."
+    )
 
     def validate_path(self, value: str) -> Path:
         if "\0" in value or not value.startswith("/"):
@@ -105,10 +121,11 @@ class ImportSerializer(serializers.Serializer):
         return Path(value)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if sum(name in attrs for name in ("path", "file", "repo")) != 1:
-            raise serializers.ValidationError("Give either `path`, `file` or `repo`.")
-        if "repo" not in attrs and not attrs.get("model"):
-            raise serializers.ValidationError({"model": ["This field is required."]})
+        given = [name for name in SOURCES if name in attrs]
+        if len(given) != 1:
+            names = ", ".join(f"`{name}`" for name in SOURCES)
+            said = f"{' and '.join(f'`{name}`' for name in given)} are given" if given else "no source is given"
+            raise serializers.ValidationError(f"Give one of {names}: {said}.")
         return attrs
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -12,13 +14,15 @@ from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
 from kombu.exceptions import OperationalError as BrokerError
 
-from models_registry.errors import NotReady, RegistryError, VersionInUse
-from models_registry.hub import imports
+from models_registry.archive import reading as archives
+from models_registry.errors import InvalidName, NotReady, RegistryError, VersionInUse
+from models_registry.fetching import kinds
+from models_registry.fetching.work import Parked
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.pieces import clean_pieces, prepare_pieces
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import Progress, Staged
+from models_registry.store import SPARE_BYTES, Progress, Staged
 from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
 from wire.manifest import Manifest
 
@@ -33,7 +37,7 @@ _PROGRESS_EVERY_S = 0.5
 
 
 def import_path(
-    name: str,
+    name: str | None,
     path: Path,
     *,
     version: str | None = None,
@@ -47,11 +51,14 @@ def import_path(
     The same files under the same name are the same version: it is returned, whatever `version` says. Without
     `version` the next free number is taken. A failure leaves no row and no file behind.
 
-    Raises BadSource, DamagedModel, NoSpace, InvalidName, VersionTaken.
+    An archive (`models_registry.archive`) is unpacked; without `name` and `version` they are then what it says.
+    Raises BadSource, BadArchive, DamagedModel, NoSpace, InvalidName, VersionTaken.
     """
     check_name(name, version)
     path = checked_source(path)
-    with store().stage(path, link=link, protected=own_paths(), progress=progress) as staged:
+    archive = archives.archive_at(path)
+    name, version = _named(name, version, archive)
+    with _staged(path, archive, link=link, protected=own_paths(), progress=progress) as staged:
         facts = inspect_staged(staged)
         with store().lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
@@ -63,7 +70,7 @@ def import_path(
 
 
 def start_import(
-    name: str,
+    name: str | None,
     path: Path,
     *,
     version: str | None = None,
@@ -73,23 +80,27 @@ def start_import(
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
 
-    What can be said at once is: raises BadSource, InvalidName, VersionTaken.
+    What can be said at once is: raises BadSource, BadArchive, InvalidName, VersionTaken.
     """
     check_name(name, version)
     path = checked_source(path)
-    scan(path, own_paths())
+    archive = archives.archive_at(path)
+    name, version = _named(name, version, archive)
+    if archive is None:
+        scan(path, own_paths())
     job = ImportJob(path=str(path), link=link, queued_at=now)
     return begin(name, version, job, source=source or str(path))
 
 
 def start_upload(
-    name: str, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
+    name: str | None, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
     check_name(name, version)
     kept = store().keep_upload(temporary, file_name)
     job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
+        name, version = _named(name, version, archives.archive_at(kept))
         return begin(name, version, job, source=f"upload of {file_name}")
     except Exception:
         store().drop_upload(kept)
@@ -105,21 +116,53 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
         row = ModelVersion.objects.select_related("model", "job").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
             return VersionState(row.state) if row else None
+        if row.job.paused:
+            return VersionState.IMPORTING
         if row.job.attempts >= MAX_ATTEMPTS and not _has_moved(row.job):
             return fail_import(row, _lost(row.job))
         _note_attempt(row.job, now)
         try:
             _take_in(row, row.job)
+        except Parked:
+            ImportJob.objects.filter(pk=row.pk).update(started_at=None, attempts=0)
         except (OperationalError, InterfaceError):  # of the database: nothing can be noted; `heal_imports` comes back
             raise
         except Exception as error:
             if not isinstance(error, RegistryError):
                 log.exception("model.import_broke_off", model=str(row))
             return fail_import(row, error)
-        _forget(row.job)
-    log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
-    prepare_pieces(store().root, manifest_of(row), store().blob_path)
-    return VersionState.READY
+        else:
+            _forget(row.job)
+            log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
+            prepare_pieces(store().root, manifest_of(row), store().blob_path)
+            return VersionState.READY
+    return _parked(row)
+
+
+def work_on(version_id: int, now: dt.datetime) -> VersionState | None:
+    """What a worker does with a task: this import, or one that waits and comes before it.
+
+    There is a task for each import that waits, so whichever a task names, none is forgotten. Returns the state that
+    the import ended in.
+    """
+    named = ImportJob.objects.filter(pk=version_id).first()
+    if named is not None and named.started_at is not None:  # given to the broker a second time
+        state = finish_import(version_id, now)
+        if state != VersionState.IMPORTING:
+            return state
+    waiting = ImportJob.objects.filter(version__state=VersionState.IMPORTING, started_at=None, paused=False)
+    for key in list(waiting.order_by("-priority", "queued_at", "pk").values_list("pk", flat=True)):
+        state = finish_import(key, now)
+        if state not in (None, VersionState.IMPORTING):  # else another worker was quicker, or it was paused
+            return state
+    row = ModelVersion.objects.filter(pk=version_id).first()
+    return VersionState(row.state) if row else None
+
+
+def requeue(row: ModelVersion, now: dt.datetime) -> None:
+    """Have a worker take it up that had let go of it."""
+    ImportJob.objects.filter(pk=row.pk).update(queued_at=now)
+    transaction.on_commit(lambda: _enqueue(row))
 
 
 def fail_import(row: ModelVersion, error: Exception) -> VersionState:
@@ -141,7 +184,7 @@ def heal_imports(now: dt.datetime) -> int:
     """
     started = 0
     for job in ImportJob.objects.select_related("version__model").filter(version__state=VersionState.IMPORTING):
-        if not _is_orphaned(job, now):
+        if job.paused or not _is_orphaned(job, now):
             continue
         if job.attempts >= MAX_ATTEMPTS and not _has_moved(job):
             fail_import(job.version, _lost(job))
@@ -159,7 +202,7 @@ def expire_imports(now: dt.datetime) -> int:
     store().clean_leftovers()
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
     moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes
-    rows = list(late.exclude(moving).select_related("model"))
+    rows = [row for row in late.exclude(moving).select_related("model") if not _is_fetched_now(row)]
     for row in rows:
         fail_import(
             row,
@@ -169,6 +212,14 @@ def expire_imports(now: dt.datetime) -> int:
             ),
         )
     return len(rows)
+
+
+def _is_fetched_now(row: ModelVersion) -> bool:
+    """A worker is at it, which gives up by itself when nothing comes: a clock that jumps must not end it."""
+    if not ImportJob.objects.filter(ImportJob.FETCHED, pk=row.pk).exists():
+        return False
+    with store().import_lock(str(row.pk)) as mine:
+        return not mine
 
 
 def delete_version(version: ModelVersion) -> None:
@@ -253,20 +304,54 @@ def _enqueue(row: ModelVersion) -> None:
 
 def _take_in(row: ModelVersion, job: ImportJob) -> None:
     """Files into the store, row READY. Paths are checked again: a link may lead elsewhere since the request."""
-    if job.hub is not None:
-        with store().stage_files(imports.fetch(row, job)) as staged:
+    if job.is_fetched:
+        with store().stage_files(kinds.fetch(row, job)) as staged:
             _publish(row, staged)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
-    with store().stage(path, link=job.link, protected=protected, progress=_row_progress(row.pk)) as staged:
+    archive = archives.archive_at(path)
+    note = _row_progress(row.pk)
+    with _staged(path, archive, link=job.link, protected=protected, progress=note) as staged:
         _publish(row, staged)
+
+
+def _named(name: str | None, version: str | None, archive: archives.Archive | None) -> tuple[str, str | None]:
+    """Those given, else those of the archive. Raises InvalidName."""
+    if archive is not None:
+        name = archive.manifest.name if name is None else name
+        version = archive.manifest.version if version is None else version
+    if name is None:
+        raise InvalidName("The model has no name.", remedy="Give one: only archives bring their own.")
+    check_name(name, version)
+    return name, version
+
+
+@contextmanager
+def _staged(
+    path: Path, archive: archives.Archive | None, *, link: bool, protected: Sequence[Path], progress: Progress | None
+) -> Iterator[Staged]:
+    """The files of a path, or those in an archive; as `Store.stage`."""
+    if archive is None:
+        with store().stage(path, link=link, protected=protected, progress=progress) as staged:
+            yield staged
+        return
+    note = progress or (lambda share: None)
+    with store().stage_by(lambda folder: archives.take(archive, folder, SPARE_BYTES, note)) as staged:
+        yield staged
 
 
 def _publish(row: ModelVersion, staged: Staged) -> None:
     facts = inspect_staged(staged)
     with store().lock(), transaction.atomic():
         publish_importing(row, staged, facts)
+
+
+def _parked(row: ModelVersion) -> VersionState:
+    """A worker has let go of a paused import; when somebody let it go on at that very moment, one takes it up again."""
+    if ImportJob.objects.filter(pk=row.pk, paused=False).exists():
+        _enqueue(row)
+    return VersionState.IMPORTING
 
 
 def _note_attempt(job: ImportJob, now: dt.datetime) -> None:

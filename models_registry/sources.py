@@ -42,10 +42,11 @@ def own_paths() -> tuple[Path, ...]:
     return tuple(path.resolve() for path in paths)
 
 
-def check_name(name: str, version: str | None) -> None:
-    """Raises InvalidName. `version` None: the next free number."""
+def check_name(name: str | None, version: str | None) -> None:
+    """Raises InvalidName. None of either: it is not known yet, or will be the next free number."""
     try:
-        Model._meta.get_field("name").clean(name, None)
+        if name is not None:
+            Model._meta.get_field("name").clean(name, None)
         if version is not None:
             ModelVersion._meta.get_field("version").clean(version, None)
     except ValidationError as error:

@@ -137,6 +137,14 @@ class Store:
             shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def stage_by(self, take: Callable[[Path], Sequence[ManifestFile]]) -> Iterator[Staged]:
+        """What `take` writes to the folder that it is given, hashed and synced; it is gone again unless published."""
+        self.clean_leftovers()
+        with self._staging_folder() as folder:
+            manifest = check_manifest(Manifest(files=tuple(sorted(take(folder / "files")))))
+            yield Staged(folder=folder / "files", manifest=manifest)
+
     @property
     def downloads(self) -> Path:
         """Where files are fetched to, each under its hash: two imports of one file share it."""
@@ -219,12 +227,26 @@ class Store:
             with suppress(FileNotFoundError):  # another process cleans as well
                 if time.time() - folder.stat().st_mtime > _UPLOAD_LIFETIME_S:
                     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        busy = self._imports_run()
         for file in self.downloads.glob("*"):
             with suppress(FileNotFoundError):
                 age_s = time.time() - file.stat().st_ctime
-                if age_s > (_FINISHED_LIFETIME_S if file.stat().st_nlink > 1 else _DOWNLOAD_LIFETIME_S):
+                is_stored = file.stat().st_nlink > 1
+                if busy and not is_stored:
+                    continue  # it may be of one of them, and only seem old to a clock that has jumped
+                if age_s > (_FINISHED_LIFETIME_S if is_stored else _DOWNLOAD_LIFETIME_S):
                     file.unlink()
                     file.with_name(file.name + ".ok").unlink(missing_ok=True)
+
+    def _imports_run(self) -> bool:
+        """Whether any worker holds an import."""
+        for path in (self.root / "imports").glob("*.lock"):
+            with suppress(FileNotFoundError), path.open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        return False
 
     def uploads_folder(self) -> Path:
         """Where uploads are written to as they come: on the store's file system, so that they never move again."""

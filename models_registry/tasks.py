@@ -12,7 +12,7 @@ from models_registry import services
 @shared_task(name="models_registry.import_version")
 def import_version(version_id: int) -> str:
     """Safe to be delivered again: it starts over, and does nothing when the version is there."""
-    state = services.finish_import(version_id, timezone.now())
+    state = services.work_on(version_id, timezone.now())
     return state.value if state else "gone"
 
 

@@ -28,7 +28,10 @@ CA_DIR = HOME.ca
 MODEL_STORE_DIR = HOME.models
 HUB_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TOKEN = os.environ.get("HF_TOKEN", "")
-HUB_CONNECTIONS = 16
+HUB_CONNECTIONS = 16  # of all fetches together
+MODELSCOPE_ENDPOINT = os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
+MODELSCOPE_TOKEN = os.environ.get("MODELSCOPE_API_TOKEN", "")
+FETCH_FROM_LOOPBACK = os.environ.get("STOKEHOLD_FETCH_FROM_LOOPBACK", "") == "1"  # URLs and buckets on this machine
 BLOB_ACCEL_PREFIX = os.environ.get("STOKEHOLD_BLOB_ACCEL_PREFIX", "").rstrip("/")
 """Internal location of an nginx in front (`X-Accel-Redirect`) that hands out files; empty: Python sends them."""
 

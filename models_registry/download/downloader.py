@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
+from models_registry.download.guard import guarded_sockets
 from models_registry.download.lanes import Control
 from models_registry.download.partial import Done
 from models_registry.download.transfer import SPARE_BYTES, Progress, Transfer, Wanted
@@ -20,7 +21,7 @@ class Downloader:
     """Use `running`."""
 
     def __init__(self, session: aiohttp.ClientSession, connections: int) -> None:
-        self._session = session
+        self.session = session
         self._connections = connections
 
     async def fetch(
@@ -37,14 +38,19 @@ class Downloader:
         Raises NoSpace, SourceRefused, SourceGone, SourceChanged, SourceUnreachable, WrongHash, ImportCancelled; what
         was fetched stays for the next time.
         """
-        transfer = Transfer(self._session, self._connections, wanted, control or Control(), progress, spare_bytes)
+        transfer = Transfer(self.session, self._connections, wanted, control or Control(), progress, spare_bytes)
         return await transfer.run()
 
 
 @asynccontextmanager
-async def running(connections: int = CONNECTIONS) -> AsyncIterator[Downloader]:
-    """A downloader with connections of its own."""
-    connector = aiohttp.TCPConnector(limit=connections, limit_per_host=connections, keepalive_timeout=30)
+async def running(connections: int = CONNECTIONS, *, loopback: bool = True) -> AsyncIterator[Downloader]:
+    """A downloader with connections of its own. Without `loopback` it connects to no server on this machine."""
+    connector = aiohttp.TCPConnector(
+        limit=connections,
+        limit_per_host=connections,
+        keepalive_timeout=30,
+        socket_factory=guarded_sockets(loopback=loopback),
+    )
     async with aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, auto_decompress=False, read_bufsize=_READ_BYTES
     ) as session:

@@ -34,6 +34,8 @@ class Control:
     limit: Limit = field(default_factory=Limit)
     paused: bool = False
     cancelled: bool = False
+    connections: int | None = None
+    """At most so many of those there are; None: all."""
 
 
 @dataclass(eq=False)
@@ -155,8 +157,10 @@ class Lanes:
                     piece.task.cancel()
             return 0.25
         now, wait_s = time.monotonic(), 1.0
+        most = min(self._connections, self._control.connections or self._connections)
+        self._end_surplus(most)
         for _ in range(len(self._queue)):
-            if len(self._active) >= self._connections:
+            if len(self._active) >= most:
                 return wait_s
             piece = self._queue.popleft()
             if piece.not_before > now:
@@ -164,9 +168,18 @@ class Lanes:
                 wait_s = min(wait_s, piece.not_before - now)
             else:
                 self._start(piece, now)
-        while len(self._active) < self._connections and (stolen := self._steal()) is not None:
+        while len(self._active) < most and (stolen := self._steal()) is not None:
             self._start(stolen, now)
         return max(0.01, wait_s)
+
+    def _end_surplus(self, most: int) -> None:
+        """Others need the connections: those with the most left before them give theirs up."""
+        if len(self._active) <= most:
+            return
+        ordered = sorted(self._active, key=lambda piece: (piece.source.is_single, piece.at - piece.end), reverse=True)
+        for piece in ordered[most:]:
+            if piece.task is not None:
+                piece.task.cancel()
 
     def _start(self, piece: Piece, now: float) -> None:
         piece.began, piece.seen = now, piece.at

@@ -5,19 +5,23 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+from yarl import URL
 
-from models_registry.errors import SourceChanged, SourceGone, SourceRefused, SourceUnreachable
+from models_registry.download.guard import ForbiddenAddress
+from models_registry.errors import BadSource, SourceChanged, SourceGone, SourceRefused, SourceUnreachable
 
 MOST_REDIRECTS = 5
 LONGEST_PAUSE_S = 300.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _RATE_LIMIT = re.compile(r";\s*r=0\s*;\s*t=(\d+)")
 _REDIRECTS = (301, 302, 303, 307, 308)
+_MODIFIED = "modified "
 
 
 class TryAgain(Exception):
@@ -40,6 +44,8 @@ class Remote:
     """The content's own hash is known: ETags, which differ from one mirror to the next, do not matter."""
     name: str = ""
     """For people."""
+    sign: Callable[[str], dict[str, str]] | None = None
+    """Headers that prove who asks, made anew for each request to the host of `url`: they never run out."""
     located: str = ""
     """Where the last redirect led: asked straight from then on, until it is refused."""
 
@@ -51,34 +57,71 @@ class Remote:
 
         Raises TryAgain, SourceRefused, SourceGone, SourceChanged, SourceUnreachable, aiohttp.ClientError, TimeoutError.
         """
+        headers = {"Range": f"bytes={start}-{end - 1}"} if end - start < size else {}
+        answer = await self._follow(session, headers)
+        try:
+            return self._judged(answer, start, end, size)
+        except BaseException:
+            answer.close()
+            raise
+
+    async def measure(self, session: aiohttp.ClientSession) -> int:
+        """Bytes that it has; its `etag` is known from then on. Raises as `open`, and BadSource when it is not told."""
+        answer = await self._follow(session, {"Range": "bytes=0-0"})
+        try:
+            total = _total(answer)
+            if answer.status not in (200, 206) and total is None:
+                self._refuse(answer)
+            if total is None or answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise BadSource(
+                    f"{self.name}: its server does not say how large it is.",
+                    remedy="Give an address that serves the plain file, with a Content-Length.",
+                )
+            self._check_same(answer)
+            return total
+        finally:
+            answer.close()
+
+    async def _follow(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """The first answer that is no redirect."""
         url = self.located or self.url
         for _ in range(MOST_REDIRECTS + 1):
-            headers = {"Accept-Encoding": "identity"}
-            if end - start < size:
-                headers["Range"] = f"bytes={start}-{end - 1}"
-            if _host(url) == _host(self.url):
-                headers |= self.headers
-            answer = await session.get(url, headers=headers, allow_redirects=False)
-            if answer.status in _REDIRECTS:
-                target = answer.headers.get("Location", "")
-                answer.close()
-                if not target:
-                    raise TryAgain("a redirect without an address")
-                url = self.located = urljoin(url, target)
-                continue
-            try:
-                return self._judged(answer, start, end, size)
-            except BaseException:
-                answer.close()
-                raise
+            answer = await self.ask(session, url, {"Accept-Encoding": "identity", **headers})
+            if answer.status not in _REDIRECTS:
+                return answer
+            target = answer.headers.get("Location", "")
+            answer.close()
+            if not target:
+                raise TryAgain("a redirect without an address")
+            url = self.located = urljoin(url, target)
         self.located = ""
         raise SourceUnreachable(f"{self.name} redirects more than {MOST_REDIRECTS} times.")
+
+    async def ask(self, session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """One GET, as who we are when `url` is of our host. Raises SourceRefused for an address that is forbidden."""
+        address: str | URL = url
+        if _host(url) == _host(self.url):
+            headers = {**headers, **self.headers}
+            if self.sign is not None:  # what is signed is what must be asked for, to the letter
+                address, headers = URL(url, encoded=True), {**headers, **self.sign(url)}
+        try:
+            return await session.get(address, headers=headers, allow_redirects=False)
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, ForbiddenAddress):
+                raise forbidden(self.name, url) from error
+            raise
+        except (aiohttp.InvalidURL, ValueError) as error:
+            raise SourceGone(f"{self.name} leads to something that is no address.") from error
 
     def _judged(self, answer: aiohttp.ClientResponse, start: int, end: int, size: int) -> Opening:
         status = answer.status
         if status in (200, 206):
             self._check_same(answer)
             return _opening(answer, start, end, size, self.name)
+        self._refuse(answer)
+
+    def _refuse(self, answer: aiohttp.ClientResponse) -> NoReturn:
+        status = answer.status
         if self.located and status in (400, 401, 403, 404, 410):  # a signed address has run out: ask for another
             self.located = ""
             raise TryAgain(f"its address was refused with {status}")
@@ -91,12 +134,12 @@ class Remote:
         raise TryAgain(f"status {status}", _patience(answer.headers))
 
     def _check_same(self, answer: aiohttp.ClientResponse) -> None:
-        told = answer.headers.get("ETag", "").removeprefix("W/").strip('"')
+        told = content_of(answer.headers)
         if self.has_hash:
             return
         if not self.etag:
             self.etag = told
-        elif told and told != self.etag:
+        elif told and told != self.etag and told.startswith(_MODIFIED) == self.etag.startswith(_MODIFIED):
             raise SourceChanged(f"{self.name} changed while it was fetched: its ETag is {told}, it was {self.etag}.")
 
 
@@ -124,6 +167,32 @@ def _opening(answer: aiohttp.ClientResponse, start: int, end: int, size: int, na
     return Opening(answer, start, False)
 
 
+def content_of(headers: Mapping[str, str]) -> str:
+    """What a source calls the content that it sends: its ETag, else when it was changed; empty when neither is told."""
+    if etag := headers.get("ETag", "").removeprefix("W/").strip('"'):
+        return etag
+    changed = headers.get("Last-Modified", "")
+    return f"{_MODIFIED}{changed}" if changed else ""
+
+
+def forbidden(name: str, url: str) -> SourceRefused:
+    """A connection that the guard has refused."""
+    return SourceRefused(
+        f"{name}: {urlsplit(url).hostname} is, or leads to, an address that is never fetched from.",
+        remedy="Addresses of this machine, of its link and of a cloud's metadata are refused. For a server on this "
+        "machine set STOKEHOLD_FETCH_FROM_LOOPBACK=1.",
+    )
+
+
+def _total(answer: aiohttp.ClientResponse) -> int | None:
+    """Size of all of it, by an answer to a request for its first byte; None: not told."""
+    if answer.status == 200:
+        return answer.content_length
+    end = answer.headers.get("Content-Range", "").rpartition("/")[2].strip()
+    is_told = answer.status == 206 or (answer.status == 416 and end == "0")  # the latter: an empty file has no byte
+    return int(end) if is_told and end.isdecimal() else None
+
+
 def _host(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc
@@ -137,9 +206,17 @@ def _patience(headers: Mapping[str, str]) -> float | None:
         seconds = float(text)
     elif "," in text:
         try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+            now = _instant(headers.get("Date", ""))  # of the clock that the answer was made by: ours may jump
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
         except ValueError:
             seconds = None
     elif (match := _RATE_LIMIT.search(headers.get("RateLimit", ""))) is not None:
         seconds = float(match[1])
     return None if seconds is None else min(LONGEST_PAUSE_S, max(0.0, seconds))
+
+
+def _instant(date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None

@@ -21,11 +21,11 @@ from huggingface_hub.errors import (
 )
 
 from models_registry.errors import BadSource, SourceGone, SourceRefused, SourceUnreachable
+from models_registry.scan import MOST_FILES
 from wire.errors import BadMessage
 from wire.manifest import check_path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-MOST_FILES = 100_000
 _KNOCK_S = 5.0
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 

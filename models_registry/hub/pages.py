@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from models_registry.errors import RegistryError
+from models_registry.fetching import services as fetching
 from models_registry.hub import imports, services
 from models_registry.hub.choose import variants
 from models_registry.models import NAME, HubToken, ModelVersion
@@ -112,10 +113,10 @@ def control_import(page: PageAdmin, request: HttpRequest, object_id: str, verb: 
         raise PermissionDenied
     with told(request):
         if verb == "cancel":
-            services.cancel_import(row)
+            fetching.cancel_import(row)
             messages.success(request, f"The import of {row} is cancelled. What was fetched is kept for a week.")
         else:
-            services.pause_import(row, paused=verb == "pause")
+            fetching.pause_import(row, paused=verb == "pause")
             messages.success(request, "It pauses within a second." if verb == "pause" else "It goes on.")
     return HttpResponseRedirect(page.url("change", row.pk))
 

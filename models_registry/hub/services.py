@@ -1,4 +1,4 @@
-"""Verbs of imports from a Hub: start, pause, go on, slow down, cancel; and of the tokens they use."""
+"""Verbs of imports from a Hub: start one; and of the tokens they use. The others: `fetching.services`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
 
 from fleet.sealed import seal
-from models_registry.errors import ImportCancelled, InvalidToken, NotReady, TokenNameTaken
+from models_registry.errors import InvalidToken, TokenNameTaken
 from models_registry.hub.choose import Choice
 from models_registry.hub.imports import look_up, spec_of
-from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
-from models_registry.services import begin, fail_import
+from models_registry.models import HubToken, ImportJob, ModelVersion
+from models_registry.services import begin
 from models_registry.sources import check_name
-from models_registry.versions import store
 
 log = structlog.get_logger(__name__)
 
@@ -52,29 +50,6 @@ def start_hub_import(
     return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}")
 
 
-def pause_import(row: ModelVersion, *, paused: bool = True) -> None:
-    """Stop fetching within a second, with all that is there kept; or go on. Raises NotReady."""
-    if not _jobs(row).update(paused=paused):
-        raise _not_fetched(row)
-    log.info("model.import_paused" if paused else "model.import_resumed", model=str(row))
-
-
-def limit_import(row: ModelVersion, bytes_per_second: int | None) -> None:
-    """Not faster than this (None: as fast as it goes). Raises NotReady."""
-    if not _jobs(row).update(limit_bytes_per_second=bytes_per_second or None):
-        raise _not_fetched(row)
-
-
-def cancel_import(row: ModelVersion) -> None:
-    """End an import; what was fetched stays for a week, for the next one. Raises NotReady."""
-    if not _jobs(row).update(cancelled=True, paused=False):
-        raise _not_fetched(row)
-    with store().import_lock(str(row.pk)) as mine:  # else its worker sees it within a second
-        if mine:
-            fail_import(row, ImportCancelled("The import was cancelled."))
-    log.info("model.import_cancelled", model=str(row))
-
-
 def save_token(name: str, token: str) -> HubToken:
     """A new one. Raises InvalidToken, TokenNameTaken."""
     name, token = name.strip(), token.strip()
@@ -96,11 +71,3 @@ def delete_token(row: HubToken) -> None:
     name = row.name
     row.delete()
     log.info("hub_token.deleted", name=name)
-
-
-def _jobs(row: ModelVersion) -> QuerySet[ImportJob]:
-    return ImportJob.objects.filter(pk=row.pk, version__state=VersionState.IMPORTING, hub__isnull=False)
-
-
-def _not_fetched(row: ModelVersion) -> NotReady:
-    return NotReady(f"{row} is not being fetched from a Hub.", remedy="Look at its state: it may have ended meanwhile.")

@@ -23,7 +23,7 @@ def render_one(ask: Any) -> dict[str, str]:
     version = ModelVersion.objects.select_related("model").filter(pk=ask.argument).first()
     if version is None:
         return {"model:head": "gone"}
-    job = ImportJob.objects.filter(pk=version.pk, hub__isnull=False).first()
+    job = ImportJob.objects.filter(ImportJob.FETCHED, pk=version.pk).first()
     fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
     files = version.manifest.get("files", [])
     return {

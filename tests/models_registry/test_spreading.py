@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import os
+import random
 
 import msgspec
 import pytest
@@ -25,7 +25,7 @@ from tests.models_registry.test_blobs import make_node
 from wire.messages import HeldModel
 from wire.pieces import PIECE_BYTES, PeersReply, piece_count
 
-CONTENT = os.urandom(2 * PIECE_BYTES + 100)
+CONTENT = random.Random(5).randbytes(2 * PIECE_BYTES + 100)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HASHES = b"".join(
     hashlib.sha256(CONTENT[start : start + PIECE_BYTES]).digest() for start in range(0, len(CONTENT), PIECE_BYTES)

@@ -1,7 +1,8 @@
-"""`./stokehold download_model ORG/NAME [--revision R] [--include PATTERN ...] [--name N] [--token T] [--limit MB/S]`"""
+"""`./stokehold download_model ORG/NAME | ms://... | s3://... | https://... [--include PATTERN ...] [--name N] ...`"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from argparse import ArgumentParser
@@ -12,8 +13,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from models_registry.errors import RegistryError
-from models_registry.hub.imports import Detail
-from models_registry.hub.services import start_hub_import
+from models_registry.fetching.work import Detail
+from models_registry.importing import start_fetch
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 
 _LOOK_S = 0.5
@@ -21,37 +22,68 @@ _BAR = 30
 
 
 class Command(BaseCommand):
-    help = "Fetch a model from the Hub (HF_ENDPOINT), by a worker of the running master; shows how far it is."
+    help = (
+        "Fetch a model by a worker of the running master, and show how far it is: from the Hub (ORG/NAME), ModelScope"
+        " (ms://ORG/NAME@REVISION), a bucket (s3://BUCKET/PREFIX), or web servers (https://...)."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("repo", help="as the Hub shows it: ORG/NAME")
-        parser.add_argument("--revision", default="main", help="branch, tag or commit; default: main")
+        parser.add_argument("source", nargs="+", help="ORG/NAME, ms://..., s3://..., or one or more https://...")
+        parser.add_argument("--revision", default="main", help="of the Hub: branch, tag or commit; default: main")
         parser.add_argument(
             "--include", action="append", default=[], help="files to take, e.g. '*Q4_K_M.gguf'; repeatable"
         )
-        parser.add_argument("--name", default="", help="name of the model here; default: the repository's")
+        parser.add_argument("--name", default="", help="name of the model here; needed for https://")
         parser.add_argument("--model-version", help="default: the next free number")
         parser.add_argument("--token", help="name of a Hub token that was saved before; default: HF_TOKEN")
         parser.add_argument("--limit", type=float, metavar="MB/S", help="not faster than this")
+        parser.add_argument("--priority", type=int, default=0, help="higher ones come first; default: 0")
+        parser.add_argument("--sha256", default="", help="of one https:// file")
+        parser.add_argument("--header", action="append", default=[], help="'NAME: VALUE' for https://; repeatable")
+        parser.add_argument("--endpoint", default="", help="of s3://; default: AWS")
+        parser.add_argument("--region", default="", help="of s3://; default: us-east-1")
         parser.add_argument("--no-wait", action="store_true", help="start it, and leave")
+        parser.epilog = (
+            "Keys of s3:// are read from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN: arguments"
+            " would be seen by everybody on this machine. Without them the bucket is asked as nobody."
+        )
 
-    def handle(self, *, repo: str, **options: Any) -> None:
+    def handle(self, *, source: list[str], **options: Any) -> None:
+        asked = {
+            **self._source(source, options),
+            "model": options["name"],
+            "version": options["model_version"],
+            "patterns": options["include"],
+            "priority": options["priority"],
+            "limit_bytes_per_second": int(options["limit"] * 1e6) if options["limit"] else None,
+        }
         try:
-            row = start_hub_import(
-                repo,
-                revision=options["revision"],
-                patterns=options["include"],
-                name=options["name"],
-                version=options["model_version"],
-                token=self._token(options["token"]),
-                limit_bytes_per_second=int(options["limit"] * 1e6) if options["limit"] else None,
-                now=timezone.now(),
-            )
+            row = start_fetch(asked, timezone.now())
         except RegistryError as error:
             raise CommandError(f"{error.message} {error.remedy}") from error
         self.stdout.write(f"{row}: {row.source}")
         if not options["no_wait"]:
             self._watch(row)
+
+    def _source(self, source: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        """What `importing.start_fetch` is asked for."""
+        if all(one.startswith(("http://", "https://")) for one in source):
+            return {"urls": self._urls(source, options["sha256"]), "headers": _headers(options["header"])}
+        if len(source) > 1:
+            raise CommandError("Give one source; only of https:// there may be more.")
+        if source[0].startswith("s3://"):
+            return {
+                "s3": {"address": source[0], "endpoint": options["endpoint"], "region": options["region"], **_keys()}
+            }
+        if source[0].startswith("ms://"):
+            return {"modelscope": source[0]}
+        token = self._token(options["token"])
+        return {"repo": source[0], "revision": options["revision"], "token": token}
+
+    def _urls(self, source: list[str], sha256: str) -> list[dict[str, str]]:
+        if sha256 and len(source) > 1:
+            raise CommandError("--sha256 is of one file: give one URL.")
+        return [{"url": one, "sha256": sha256} for one in source]
 
     def _token(self, name: str | None) -> HubToken | None:
         if name is None:
@@ -82,6 +114,16 @@ class Command(BaseCommand):
         if sys.stderr.isatty():
             self.stderr.write(f"\r\033[K{line}", ending="")
             self.stderr.flush()
+
+
+def _headers(given: list[str]) -> dict[str, str]:
+    return {name.strip(): value.strip() for name, _, value in (one.partition(":") for one in given)}
+
+
+def _keys() -> dict[str, str]:
+    names = {"access_key": "AWS_ACCESS_KEY_ID", "secret_key": "AWS_SECRET_ACCESS_KEY"}
+    names |= {"session_token": "AWS_SESSION_TOKEN"}
+    return {name: os.environ.get(variable, "") for name, variable in names.items()}
 
 
 def line_of(detail: Detail, *, paused: bool) -> str:

@@ -1,4 +1,4 @@
-"""`./stokehold import_model NAME PATH [--version V] [--link]`"""
+"""`./stokehold import_model [NAME] PATH [--version V] [--link]`"""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from models_registry.services import import_path
 
 
 class Command(BaseCommand):
-    help = "Take a model's file or folder into the store as an immutable version."
+    help = "Take a model's file or folder, or an archive of export_model, into the store as an immutable version."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("name", help="name of the model, e.g. smollm2")
-        parser.add_argument("path", type=Path, help="a file, or a folder with the model's files")
+        parser.add_argument("name", nargs="?", help="name of the model, e.g. smollm2; archives have one")
+        parser.add_argument("path", type=Path, help="a file, a folder with the model's files, or an archive")
         parser.add_argument("--version", dest="model_version", metavar="V", help="default: next number")
         parser.add_argument("--link", action="store_true", help="hard-link instead of copying, where possible")
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
         return super().create_parser(prog_name, subcommand, conflict_handler="resolve", **kwargs)
 
-    def handle(self, *, name: str, path: Path, model_version: str | None, link: bool, **options: Any) -> None:
+    def handle(self, *, name: str | None, path: Path, model_version: str | None, link: bool, **options: Any) -> None:
         try:
             version = import_path(name, path, version=model_version, link=link, now=timezone.now(), progress=self._show)
         except RegistryError as error:

@@ -24,6 +24,7 @@ from pytest_django import Settings
 from config.home import SOURCE_DIR
 from models_registry import services
 from models_registry.errors import BadSource, NotReady, SourceGone, TokenNameTaken
+from models_registry.fetching import services as fetching
 from models_registry.hub import services as hub_services
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 from tests.fakes.hub import FakeHub, Fault, HubFile, serving_hub
@@ -173,10 +174,12 @@ def test_it_tells_how_far_it_is_pauses_goes_on_and_is_limited(hub: FakeHub, clie
     page = client.get(reverse("admin:models_registry_modelversion_change", args=[row.pk])).content.decode()
     assert "paused" in page
     assert hub.sent.total() == before
+    worker.join(30)
+    assert worker.state == VersionState.IMPORTING  # it is free for other imports
+    assert services.heal_imports(timezone.now()) == 0
     client.post(f"{url}limit/", {"bytes_per_second": None}, "application/json")
     client.post(f"{url}resume/")
-    worker.join(30)
-    assert worker.state == VersionState.READY
+    assert work(row) == VersionState.READY
     assert client.get(url).json()["fetching"] is None
     assert client.post(f"{url}pause/").json()["code"] == "version_not_ready"
 
@@ -186,12 +189,12 @@ def test_cancelled_it_is_failed_and_goes_on_from_there_next_time(hub: FakeHub) -
     worker = Worker(row)
     worker.start()
     wait_for(lambda: fetched(row) > 1_000_000, what="progress")
-    hub_services.cancel_import(row)
+    fetching.cancel_import(row)
     worker.join(30)
     row.refresh_from_db()
     assert (row.state, "cancelled" in row.error) == (VersionState.FAILED, True)
     with pytest.raises(NotReady):
-        hub_services.cancel_import(row)
+        fetching.cancel_import(row)
     sent = hub.sent["tiny-Q4_K_M.gguf"]
     assert work(start()) == VersionState.READY
     assert hub.sent["tiny-Q4_K_M.gguf"] - sent < 4_000_000
@@ -199,7 +202,7 @@ def test_cancelled_it_is_failed_and_goes_on_from_there_next_time(hub: FakeHub) -
 
 def test_cancelled_before_a_worker_came_it_ends_at_once(hub: FakeHub) -> None:
     row = start()
-    hub_services.cancel_import(row)
+    fetching.cancel_import(row)
     row.refresh_from_db()
     assert row.state == VersionState.FAILED
     assert work(row) == VersionState.FAILED

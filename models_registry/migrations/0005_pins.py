@@ -8,7 +8,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('fleet', '0003_cache'),
-        ('models_registry', '0003_hub_imports'),
+        ('models_registry', '0004_sources'),
     ]
 
     operations = [

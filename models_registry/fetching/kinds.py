@@ -1,0 +1,47 @@
+"""The sources that files can be fetched from. A new one is a package with `KIND` and `items`, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from django.conf import settings
+
+from models_registry.errors import BadSource
+from models_registry.fetching import work
+from models_registry.hub import imports as hub
+from models_registry.models import ImportJob, ModelVersion
+from models_registry.modelscope import imports as modelscope
+from models_registry.s3 import imports as s3
+from models_registry.urls import imports as urls
+from wire.manifest import ManifestFile
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """`given`: a person gives the address; else this installation's settings do."""
+
+    items: Callable[[ModelVersion, ImportJob], list[work.Item]]
+    given: bool
+
+
+_KINDS = {
+    urls.KIND: _Kind(urls.items, given=True),
+    s3.KIND: _Kind(s3.items, given=True),
+    modelscope.KIND: _Kind(modelscope.items, given=False),
+}
+
+
+def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
+    """Every file of the job, whole and verified, with where it lies.
+
+    Raises Parked, RegistryError, and the database's errors.
+    """
+    if job.hub is not None:  # the Hub is where the installation says: on this machine too
+        return work.fetch(row, job, hub.items(job), loopback=True)
+    name = str((job.remote or {}).get("kind", ""))
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise BadSource(f"This release knows no source of the kind {name!r}.", remedy="Start the import again.")
+    return work.fetch(row, job, kind.items(row, job), loopback=settings.FETCH_FROM_LOOPBACK or not kind.given)
