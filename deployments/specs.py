@@ -13,7 +13,7 @@ from deployments import engines
 from deployments.engines.base import BadParameters, Estimate, ModelFacts, ModelFile, Resources
 from deployments.errors import InvalidSpec, ModelNotReady
 from deployments.models import Instance, Revision
-from models_registry.models import ModelVersion, VersionState
+from models_registry.models import ModelAlias, ModelVersion, VersionState
 from wire.engine import RuntimeKind, spec_hash
 from wire.manifest import Manifest
 from wire.messages import InstanceSpec
@@ -63,6 +63,20 @@ def model_facts(version: ModelVersion) -> ModelFacts:
         tensor_bytes=_whole(version.metadata.get("tensor_bytes")),
         vocabulary=_whole(version.metadata.get("vocabulary_size")),
     )
+
+
+def version_of(version: ModelVersion | None, alias: ModelAlias | None) -> ModelVersion:
+    """The version to deploy: of an alias, the one it names now. Raises InvalidSpec when neither, or both, say it."""
+    if alias is not None:
+        found = ModelAlias.objects.select_related("version__model").filter(pk=alias.pk).first()
+        if found is None:
+            raise InvalidSpec({"model": f"{alias} is gone"})
+        if version is not None and version.model_id != found.model_id:
+            raise InvalidSpec({"model": f"{alias} is of another model than {version}"})
+        return found.version
+    if version is None:
+        raise InvalidSpec({"model_version": "name a version, or an alias"})
+    return version
 
 
 def check_replicas(replicas: Any) -> None:

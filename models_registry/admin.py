@@ -137,7 +137,7 @@ class ModelVersionAdmin(PageAdmin):
         title = str(row)
         if request.method == "POST":
             with told(request):
-                services.delete_version(row)
+                services.delete_version(row, by=request.user.get_username())
                 messages.success(request, f"{title} is deleted.")
                 return HttpResponseRedirect(self.url("changelist"))
             return HttpResponseRedirect(self.url("change", row.pk))

@@ -21,7 +21,8 @@ from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
-from models_registry import blobs, services
+from models_registry import aliases_api, blobs, services
+from models_registry.acting import actor_of
 from models_registry.hub import imports
 from models_registry.hub import services as hub
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
@@ -126,7 +127,7 @@ class ModelVersionsViewSet(
         return services.start_import(name, asked["path"], version=number, link=asked["link"], now=now)
 
     def perform_destroy(self, instance: ModelVersion) -> None:
-        services.delete_version(instance)
+        services.delete_version(instance, by=actor_of(self.request))
 
     @extend_schema(summary="Pause the fetch of an import", request=None, responses=ModelVersionSerializer)
     @action(detail=True, methods=["post"])
@@ -235,6 +236,7 @@ def register(router: BaseRouter) -> None:
     router.register("models", ModelsViewSet)
     router.register("model-versions", ModelVersionsViewSet)
     router.register("hub-tokens", HubTokensViewSet)
+    aliases_api.register(router)
 
 
 urlpatterns = [

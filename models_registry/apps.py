@@ -11,4 +11,5 @@ class ModelsRegistryConfig(AppConfig):
         from auditlog.registry import auditlog  # has models: not before the apps are loaded
 
         auditlog.register(self.get_model("Model"))
-        auditlog.register(self.get_model("ModelVersion"), exclude_fields=["progress", "manifest", "metadata"])
+        auditlog.register(self.get_model("ModelVersion"), exclude_fields=["progress", "manifest", "metadata", "scan"])
+        auditlog.register(self.get_model("ModelAlias"))

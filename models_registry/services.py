@@ -10,8 +10,10 @@ import msgspec
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
+from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
+from models_registry import aliases
 from models_registry.errors import NotReady, RegistryError, VersionInUse
 from models_registry.hub import imports
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
@@ -168,18 +170,21 @@ def expire_imports(now: dt.datetime) -> int:
     return len(rows)
 
 
-def delete_version(version: ModelVersion) -> None:
+def delete_version(version: ModelVersion, *, by: str = "") -> None:
     """Remove a version, and the files that no other version needs.
 
-    Raises VersionInUse while a deployment that was not deleted uses it, NotReady while it is being imported.
+    Raises VersionInUse while a deployment that was not deleted uses it or an alias names it, NotReady while it is
+    being imported.
     """
     label = str(version)
     if version.state == VersionState.IMPORTING:
         raise NotReady(f"{label} is being imported.", remedy="Wait until the import is done, then delete it.")
     with transaction.atomic():
+        aliases.lock_model(version.model_id)
         list(ModelVersion.objects.select_for_update().filter(pk=version.pk))  # a revision of it waits for us now
         if users := _live_users(version):
             raise VersionInUse(f"{label} is used by {', '.join(users)}.")
+        aliases.leave_version(version, by=by, now=timezone.now())
         model = version.model
         try:
             version.delete()

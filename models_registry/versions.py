@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
+from models_registry import aliases
 from models_registry.errors import RegistryError, VersionTaken
 from models_registry.inspect import ModelFacts, inspect
 from models_registry.models import Model, ModelVersion, VersionState
@@ -61,6 +63,8 @@ def _free_version(model: Model, version: str) -> None:
     """Make way for a version: a failed attempt of that name is forgotten, anything else keeps it."""
     taken = model.versions.filter(version=version).first()
     if taken is None:
+        if version == aliases.LATEST or model.aliases.filter(name=version).exists():
+            raise VersionTaken(f"{model.name}@{version} is an alias.", remedy="Give another version.")
         return
     if taken.state == VersionState.READY:
         raise VersionTaken(f"There is a version {taken} with other files already.")
@@ -72,8 +76,10 @@ def _free_version(model: Model, version: str) -> None:
 def publish(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
     """Files in place, row READY: called with the store's lock held, in a transaction. Repeating it repairs."""
     store().publish(staged)
+    aliases.lock_model(row.model_id)
     _describe(row, staged.manifest, facts)
     row.save()
+    aliases.settle_latest(row.model, by=row.imported_by, now=timezone.now())
 
 
 def publish_importing(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
