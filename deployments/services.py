@@ -63,7 +63,8 @@ def create_deployment(
 ) -> Deployment:
     """A new deployment with its revision 1, of `model_version`, or of what `alias` names, which it then follows.
 
-    Raises InvalidSpec, ModelNotReady, NameInUse, NotAllowed, and the adapter's BadParameters and UnsuitableModel.
+    Raises InvalidSpec, ModelNotReady, NameInUse, LicenseNotAccepted, PickleRefused, and the adapter's BadParameters
+    and UnsuitableModel.
     """
     _check_name(name)
     model_version = version_of(model_version, alias)

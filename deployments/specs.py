@@ -13,6 +13,7 @@ from deployments import engines
 from deployments.engines.base import BadParameters, Estimate, ModelFacts, ModelFile, Resources
 from deployments.errors import InvalidSpec, ModelNotReady
 from deployments.models import Instance, Revision
+from deployments.permits import check_permits
 from models_registry.models import ModelAlias, ModelVersion, VersionState
 from wire.engine import RuntimeKind, spec_hash
 from wire.manifest import Manifest
@@ -61,7 +62,7 @@ def model_facts(version: ModelVersion) -> ModelFacts:
         kv_heads=version.kv_heads,
         head_dim=version.head_dim,
         tensor_bytes=_whole(version.metadata.get("tensor_bytes")),
-        vocabulary=_whole(version.metadata.get("vocabulary_size")),
+        vocabulary=_whole(version.metadata.get("vocabulary")),
     )
 
 
@@ -86,7 +87,8 @@ def check_replicas(replicas: Any) -> None:
 
 
 def check_spec(version: ModelVersion, fields: SpecFields) -> SpecFields:
-    """`fields` as they may be stored. Raises InvalidSpec, ModelNotReady, and the adapter's errors."""
+    """`fields` as they may be stored. Raises InvalidSpec, ModelNotReady, LicenseNotAccepted, PickleRefused, and the
+    adapter's errors."""
     errors: dict[str, Any] = {}
     if fields.engine not in engines.names():
         errors["engine"] = f"there is no engine {fields.engine!r}; known: {', '.join(engines.names())}"
@@ -102,7 +104,9 @@ def check_spec(version: ModelVersion, fields: SpecFields) -> SpecFields:
         raise InvalidSpec(errors)
     if version.state != VersionState.READY:
         raise ModelNotReady(f"{version} is {version.get_state_display()}, not ready")
-    parameters = engines.get(fields.engine).check(model_facts(version), fields.parameters)
+    adapter, facts = engines.get(fields.engine), model_facts(version)
+    parameters = adapter.check(facts, fields.parameters)
+    check_permits(version, adapter.weights(facts))
     placement = {key: value for key, value in fields.placement.items() if value not in ({}, [], None)}
     return SpecFields(version.pk, fields.engine, fields.runtime, fields.image, parameters, placement)
 

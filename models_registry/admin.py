@@ -97,7 +97,7 @@ class ModelVersionAdmin(PageAdmin):
         form = ImportForm(request.POST or None, request.FILES or None)
         if request.method == "POST" and form.is_valid():
             with told(request):
-                row = _start(form.cleaned_data)
+                row = _start(form.cleaned_data, request.user.get_username())
                 messages.success(request, f"The import of {row} has started.")
                 return HttpResponseRedirect(self.url("change", row.pk))
         return self.page(request, "stokehold/model_import.html", "Import a model", form=form)
@@ -157,14 +157,14 @@ class ModelVersionAdmin(PageAdmin):
         return False  # immutable
 
 
-def _start(asked: dict[str, Any]) -> ModelVersion:
-    version, now = asked["version"] or None, timezone.now()
+def _start(asked: dict[str, Any], by: str) -> ModelVersion:
+    more = {"version": asked["version"] or None, "by": by, "now": timezone.now()}
     if asked["upload"] is None:
-        return services.start_import(asked["name"], Path(asked["path"]), version=version, link=asked["link"], now=now)
+        return services.start_import(asked["name"], Path(asked["path"]), link=asked["link"], **more)
     upload: UploadedFile = asked["upload"]
     kept = _on_disk(upload)
     try:
-        return services.start_upload(asked["name"], kept, upload.name or "model.gguf", version=version, now=now)
+        return services.start_upload(asked["name"], kept, upload.name or "model.gguf", **more)
     finally:
         kept.unlink(missing_ok=True)  # moved away unless it was refused
 

@@ -68,6 +68,19 @@ class UnknownVersion(RegistryError):
     remedy = "GET /api/v1/model-versions/ and /api/v1/model-aliases/ list what there is; `import_model` takes one in."
 
 
+class InvalidTag(RegistryError):
+    code = "invalid_tag"
+    remedy = "Letters, digits, '.', '_', ':' and '-', at most 40 each, first a letter or digit, at most 20 tags."
+
+
+class NothingToAllow(RegistryError):
+    """The version needs no such permit."""
+
+    code = "nothing_to_allow"
+    status = 409
+    remedy = "Nothing to do: it can be deployed without."
+
+
 class NotReady(RegistryError):
     code = "version_not_ready"
     status = 409

@@ -9,18 +9,34 @@ import msgspec
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from models_registry import catalog
+from models_registry import tags as tagging
 from models_registry.hub.imports import Detail
+from models_registry.inspect.scanner import Danger
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
+
+
+class TagsField(serializers.ListField):
+    """Tags as a list; rows keep them as one text."""
+
+    child = serializers.CharField(max_length=60)
+
+    def to_representation(self, data: str) -> list[str]:
+        return tagging.unpacked(data)
+
+    def to_internal_value(self, data: Any) -> str:
+        return tagging.packed(super().to_internal_value(data))
 
 
 class ModelSerializer(serializers.ModelSerializer):
     """A model, with how many versions it has."""
 
     version_count = serializers.IntegerField(read_only=True)
+    tags = TagsField(required=False)
 
     class Meta:
         model = Model
-        fields = ["id", "name", "description", "version_count", "created_at"]
+        fields = ["id", "name", "description", "notes", "tags", "version_count", "created_at"]
         read_only_fields = ["created_at"]
 
     def get_fields(self) -> dict[str, Any]:
@@ -47,10 +63,15 @@ class ModelVersionSerializer(serializers.ModelSerializer):
 
     model = serializers.CharField(source="model.name", read_only=True)
     fetching = serializers.SerializerMethodField(help_text="Of an import from a Hub that is under way.")
+    tags = TagsField(read_only=True)
+    license_to_accept = serializers.SerializerMethodField(help_text="It is deployed only once somebody accepted it.")
 
     class Meta:
         model = ModelVersion
-        exclude = ["manifest"]
+        exclude = ["manifest", "scan"]
+
+    def get_license_to_accept(self, row: ModelVersion) -> bool:
+        return catalog.waits_for_acceptance(row)
 
     @extend_schema_field(ImportDetailSerializer(allow_null=True))
     def get_fetching(self, row: ModelVersion) -> dict[str, Any] | None:
@@ -65,12 +86,43 @@ class ManifestFileSerializer(serializers.Serializer):
     path = serializers.CharField()
     size_bytes = serializers.IntegerField()
     sha256 = serializers.CharField()
+    flags = serializers.ListField(child=serializers.CharField(), help_text="pickle, archive, code: it can run code.")
+
+
+class FindingSerializer(serializers.Serializer):
+    """A file that can run code."""
+
+    path = serializers.CharField()
+    kind = serializers.ChoiceField(choices=[(one.value, one.value) for one in Danger])
+    imports = serializers.ListField(child=serializers.CharField(), help_text="What it names, as module.name.")
+    dangerous = serializers.ListField(child=serializers.CharField(), help_text="Those not known to be harmless.")
+    note = serializers.CharField(help_text="Why it was not looked through to its end.")
 
 
 class ModelVersionDetailSerializer(ModelVersionSerializer):
-    """A version with its files."""
+    """A version with its files, and what was found in them."""
 
-    files = ManifestFileSerializer(source="manifest.files", many=True, read_only=True, default=())
+    files = serializers.SerializerMethodField()
+    findings = serializers.SerializerMethodField(help_text="Null: its files were not looked through yet.")
+
+    @extend_schema_field(ManifestFileSerializer(many=True))
+    def get_files(self, row: ModelVersion) -> list[dict[str, Any]]:
+        return catalog.files_of(row)
+
+    @extend_schema_field(FindingSerializer(many=True, allow_null=True))
+    def get_findings(self, row: ModelVersion) -> list[dict[str, Any]] | None:
+        return None if row.scan is None else row.scan["files"]
+
+
+class AnnotateSerializer(serializers.Serializer):
+    """What people say of a version."""
+
+    notes = serializers.CharField(required=False, allow_blank=True, max_length=20_000)
+    tags = serializers.ListField(required=False, child=serializers.CharField(max_length=60))
+
+
+class AllowSerializer(serializers.Serializer):
+    allowed = serializers.BooleanField(default=True, help_text="false: take it back.")
 
 
 class ImportSerializer(serializers.Serializer):

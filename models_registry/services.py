@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -40,6 +41,7 @@ def import_path(
     version: str | None = None,
     link: bool = False,
     source: str = "",
+    by: str = "",
     now: dt.datetime,
     progress: Progress | None = None,
 ) -> ModelVersion:
@@ -56,7 +58,9 @@ def import_path(
         facts = inspect_staged(staged)
         with store().lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
-            row = ready_twin(model, staged) or new_row(model, version, source=source or str(path), now=now)
+            row = ready_twin(model, staged) or new_row(
+                model, version, source=source or str(path), now=now, imported_by=by
+            )
             publish(row, staged, facts)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
     return row
@@ -69,6 +73,7 @@ def start_import(
     version: str | None = None,
     link: bool = False,
     source: str = "",
+    by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
@@ -79,18 +84,18 @@ def start_import(
     path = checked_source(path)
     scan(path, own_paths())
     job = ImportJob(path=str(path), link=link, queued_at=now)
-    return begin(name, version, job, source=source or str(path))
+    return begin(name, version, job, source=source or str(path), imported_by=by)
 
 
 def start_upload(
-    name: str, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
+    name: str, temporary: Path, file_name: str, *, version: str | None = None, by: str = "", now: dt.datetime
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
     check_name(name, version)
     kept = store().keep_upload(temporary, file_name)
     job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
-        return begin(name, version, job, source=f"upload of {file_name}")
+        return begin(name, version, job, source=f"upload of {file_name}", imported_by=by)
     except Exception:
         store().drop_upload(kept)
         raise
@@ -231,11 +236,11 @@ def verify_version(version: ModelVersion) -> list[str]:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def begin(name: str, version: str | None, job: ImportJob, *, source: str) -> ModelVersion:
-    """A row that is IMPORTING, and a worker told to do its job. Raises VersionTaken."""
+def begin(name: str, version: str | None, job: ImportJob, *, source: str, **about: Any) -> ModelVersion:
+    """A row that is IMPORTING, and a worker told to do its job. `about`: see `new_row`. Raises VersionTaken."""
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
-        row = new_row(model, version, source=source, now=job.queued_at)
+        row = new_row(model, version, source=source, now=job.queued_at, **about)
         job.version = row
         job.save(force_insert=True)
         transaction.on_commit(lambda: _enqueue(row))

@@ -29,6 +29,10 @@ MODEL_STORE_DIR = HOME.models
 HUB_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TOKEN = os.environ.get("HF_TOKEN", "")
 HUB_CONNECTIONS = 16
+LICENSES_TO_ACCEPT = [
+    one for one in os.environ.get("STOKEHOLD_LICENSES_TO_ACCEPT", "").replace(",", " ").split() if one
+]
+"""Patterns of licences, as sources name them, that somebody must accept before a model is deployed: `llama* gemma`."""
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))
 GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))

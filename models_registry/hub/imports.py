@@ -41,6 +41,7 @@ class Spec(msgspec.Struct, frozen=True):
     files: tuple[tuple[str, int, str, str], ...]
     """(path, size, sha256, git's sha1)"""
     license: str = ""
+    gated: bool = False
 
 
 class Detail(msgspec.Struct, frozen=True):
@@ -76,7 +77,7 @@ def spec_of(model: HubModel, choice: Choice, patterns: Sequence[str] = ()) -> Sp
             else f"{model.repo} holds no file that could be taken.",
             remedy="Look at its files, and give patterns such as *.gguf.",
         )
-    return Spec(settings.HUB_ENDPOINT, model.repo, model.commit, files, model.license)
+    return Spec(settings.HUB_ENDPOINT, model.repo, model.commit, files, model.license, model.gated)
 
 
 def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:

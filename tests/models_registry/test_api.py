@@ -50,7 +50,8 @@ def test_versions_are_listed_filtered_and_searched(operator, tmp_path):
 def test_a_version_shows_its_files(operator, tmp_path):
     version = make_version(write_gguf(tmp_path))
     shown = operator.get(f"{VERSIONS}{version.pk}/").json()
-    assert shown["files"] == list(version.manifest["files"])
+    assert shown["files"] == [{**file, "flags": []} for file in version.manifest["files"]]
+    assert shown["findings"] == []
     assert shown["parameter_count"] == version.parameter_count
 
 

@@ -11,6 +11,7 @@ import msgspec
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from models_registry.acting import COMMAND_LINE
 from models_registry.errors import RegistryError
 from models_registry.hub.imports import Detail
 from models_registry.hub.services import start_hub_import
@@ -45,6 +46,7 @@ class Command(BaseCommand):
                 version=options["model_version"],
                 token=self._token(options["token"]),
                 limit_bytes_per_second=int(options["limit"] * 1e6) if options["limit"] else None,
+                by=COMMAND_LINE,
                 now=timezone.now(),
             )
         except RegistryError as error:
