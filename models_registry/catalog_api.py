@@ -11,10 +11,17 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from models_registry import catalog
+from models_registry import catalog, words
 from models_registry.acting import actor_of
+from models_registry.compare import compare
 from models_registry.models import ModelVersion
-from models_registry.serializers import AllowSerializer, AnnotateSerializer, ModelVersionDetailSerializer
+from models_registry.serializers import (
+    AllowSerializer,
+    AnnotateSerializer,
+    CompareQuerySerializer,
+    ComparisonSerializer,
+    ModelVersionDetailSerializer,
+)
 
 
 class MayAllowPickle(BasePermission):
@@ -62,6 +69,28 @@ class CatalogActions:
         else:
             catalog.forbid_pickle(row, by=actor_of(request))
         return self._detail(row)
+
+    @extend_schema(
+        summary="Compare a version with another one",
+        parameters=[CompareQuerySerializer],
+        responses=ComparisonSerializer,
+        filters=False,
+    )
+    @action(detail=True, methods=["get"])
+    def compare(self, request: Request, pk: str) -> Response:
+        row = self.get_object()
+        asked = CompareQuerySerializer(data=request.query_params)
+        asked.is_valid(raise_exception=True)
+        return Response(ComparisonSerializer(compare(row, asked.validated_data["with"])).data)
+
+    def paginate_queryset(self, queryset: Any) -> Any:
+        """What the rows of a page are in words, asked for all of them at once."""
+        page = super().paginate_queryset(queryset)
+        self.words = words.sentences(page or [], timezone.now())
+        return page
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "words": getattr(self, "words", None)}
 
     def _detail(self, row: ModelVersion) -> Response:
         return Response(ModelVersionDetailSerializer(row, context=self.get_serializer_context()).data)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from models_registry import catalog
+from models_registry import catalog, words
 from models_registry import tags as tagging
+from models_registry.compare import Change
 from models_registry.hub.imports import Detail
 from models_registry.inspect.scanner import Danger
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
@@ -64,11 +66,16 @@ class ModelVersionSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="model.name", read_only=True)
     fetching = serializers.SerializerMethodField(help_text="Of an import from a Hub that is under way.")
     tags = TagsField(read_only=True)
+    words = serializers.SerializerMethodField(help_text="In one line, with the servers that have room for it.")
     license_to_accept = serializers.SerializerMethodField(help_text="It is deployed only once somebody accepted it.")
 
     class Meta:
         model = ModelVersion
         exclude = ["manifest", "scan"]
+
+    def get_words(self, row: ModelVersion) -> str:
+        known = self.context.get("words") or words.sentences([row], timezone.now())
+        return known.get(row.pk, "")
 
     def get_license_to_accept(self, row: ModelVersion) -> bool:
         return catalog.waits_for_acceptance(row)
@@ -119,6 +126,38 @@ class AnnotateSerializer(serializers.Serializer):
 
     notes = serializers.CharField(required=False, allow_blank=True, max_length=20_000)
     tags = serializers.ListField(required=False, child=serializers.CharField(max_length=60))
+
+
+class CompareQuerySerializer(serializers.Serializer):
+    """With which version; in a query, `with`."""
+
+    def get_fields(self) -> dict[str, Any]:
+        other = serializers.PrimaryKeyRelatedField(
+            queryset=ModelVersion.objects.select_related("model"), help_text="Id of the version to compare with."
+        )
+        return {"with": other}  # a word that Python keeps for itself
+
+
+class FileDifferenceSerializer(serializers.Serializer):
+    path = serializers.CharField()
+    change = serializers.ChoiceField(choices=[(one.value, one.value) for one in Change])
+    before_bytes = serializers.IntegerField(allow_null=True)
+    after_bytes = serializers.IntegerField(allow_null=True)
+
+
+class DifferenceSerializer(serializers.Serializer):
+    key = serializers.CharField()
+    before = serializers.CharField(help_text="Empty: it is not there.")
+    after = serializers.CharField()
+
+
+class ComparisonSerializer(serializers.Serializer):
+    """From this version to the other."""
+
+    files = FileDifferenceSerializer(many=True)
+    facts = DifferenceSerializer(many=True)
+    config = DifferenceSerializer(many=True, help_text="Of config.json, or of a GGUF's own values.")
+    template = serializers.ListField(child=serializers.CharField(), help_text="Lines of a diff of chat templates.")
 
 
 class AllowSerializer(serializers.Serializer):
