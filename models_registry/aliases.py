@@ -34,10 +34,10 @@ def set_alias(version: ModelVersion, name: str, *, by: str, now: dt.datetime) ->
     Setting it where it is already does nothing and tells nothing. Raises InvalidAlias, NotReady, UnknownVersion.
     """
     with transaction.atomic():
-        model = Model.objects.select_for_update().get(pk=version.model_id)
+        lock_model(version.model_id)
         version = _ready(version)
-        _check_name(model, name)
-        return _point(model, name, version, pinned=True, by=by, now=now)
+        _check_name(version.model, name)
+        return _point(version.model, name, version, pinned=True, by=by, now=now)
 
 
 def move_alias(alias: ModelAlias, version: ModelVersion, *, by: str, now: dt.datetime) -> ModelAlias:

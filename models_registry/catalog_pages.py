@@ -29,6 +29,16 @@ class NotesForm(PageForm):
 
     notes = forms.CharField(required=False, max_length=20_000, widget=forms.Textarea(attrs={"rows": 4}))
     tags = forms.CharField(required=False, max_length=1000, help_text="With commas between, e.g. `prod, eu`.")
+    model_notes = forms.CharField(
+        required=False, max_length=20_000, label="Notes of all versions", widget=forms.Textarea(attrs={"rows": 2})
+    )
+    model_tags = forms.CharField(required=False, max_length=1000, label="Tags of all versions")
+
+    @classmethod
+    def of(cls, row: ModelVersion) -> NotesForm:
+        told = {"notes": row.notes, "tags": row.tags, "model_notes": row.model.notes, "model_tags": row.model.tags}
+        packed = {name: ", ".join(tags.unpacked(text)) for name, text in told.items() if name.endswith("tags")}
+        return cls(initial=told | packed)
 
 
 class AliasForm(PageForm):
@@ -68,7 +78,7 @@ def about(request: HttpRequest, row: ModelVersion) -> dict[str, Any]:
         "aliases": row.model.aliases.select_related("model", "version").prefetch_related("followers"),
         "moves": row.model.alias_moves.all()[:_MOVES_SHOWN],
         "others": others.only("pk", "version", "created_at").order_by("-created_at")[:_OTHERS_SHOWN],
-        "notes_form": NotesForm(initial={"notes": row.notes, "tags": ", ".join(tags.unpacked(row.tags))}),
+        "notes_form": NotesForm.of(row),
         "alias_form": AliasForm(auto_id="alias_%s"),
         "may_annotate": can("models_registry.change_modelversion"),
         "may_alias": ready and can(_ALIAS.format("change")),
@@ -82,7 +92,9 @@ def save_notes(page: PageAdmin, request: HttpRequest, object_id: str) -> HttpRes
         form = NotesForm(request.POST)
         if not form.is_valid():
             return ""
-        catalog.annotate(row, notes=form.cleaned_data["notes"], tags=form.cleaned_data["tags"].split(","))
+        said = form.cleaned_data
+        catalog.annotate(row.model, notes=said["model_notes"], tags=said["model_tags"].split(","))
+        catalog.annotate(row, notes=said["notes"], tags=said["tags"].split(","))
         return "The notes are saved."
 
     return _done(page, request, object_id, "models_registry.change_modelversion", act)

@@ -198,7 +198,7 @@ def delete_version(version: ModelVersion, *, by: str = "") -> None:
                 f"{label} is still named by revisions of deployments that are going away.",
                 remedy="Try again when their last instances have ended.",
             ) from error
-        if not model.description and not model.versions.exists():
+        if not (model.description or model.notes or model.tags or model.versions.exists()):
             model.delete()
         transaction.on_commit(clean_store)
     log.info("model.deleted", model=label)

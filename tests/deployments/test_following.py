@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import threading
+from collections.abc import Callable
+
 import pytest
 from django.core.management import call_command
+from django.db import connections
 
 from deployments import following, services
 from deployments.errors import InvalidSpec
 from deployments.models import Deployment, Event
 from models_registry import aliases
-from models_registry.models import ModelVersion
+from models_registry import services as registry
+from models_registry.models import ModelAlias, ModelVersion
 from tests.deployments.agents import Agents, servers, state
 from tests.factories import make_model_version
+from wire.errors import Problem
 
 pytestmark = pytest.mark.django_db
+NOW = dt.datetime(2026, 3, 5, 12, 30, tzinfo=dt.UTC)
 
 
 @pytest.fixture
@@ -146,3 +154,62 @@ def test_the_form_takes_an_alias_in_place_of_a_version(admin_client, world: Agen
     assert "tiny@prod" in page
     none = admin_client.post("/admin/deployments/deployment/add/", {**body, "alias": "", "name": "x"})
     assert "Choose a model, or an alias." in none.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_controllers_that_look_at_the_same_time_make_one_revision() -> None:
+    versions = [make_model_version(name="tiny", version=str(number)) for number in (1, 2)]
+    alias = aliases.set_alias(versions[0], "prod", by="ann", now=NOW)
+    deployment = services.create_deployment(name="chat", alias=alias, now=NOW)
+    aliases.set_alias(versions[1], "prod", by="bob", now=NOW)
+    start = threading.Barrier(4, timeout=20)
+    failures: list[Exception] = []
+
+    def look() -> None:
+        try:
+            start.wait()
+            following.follow_aliases(NOW)
+        except Exception as error:
+            failures.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not failures
+    assert deployment.revisions.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_version_that_is_named_and_deleted_at_once_is_either(tmp_path, settings) -> None:
+    settings.MODEL_STORE_DIR = tmp_path
+    version = make_model_version(name="tiny", version="1")
+    make_model_version(name="tiny", version="2")
+    start = threading.Barrier(2, timeout=20)
+    answers: list[str] = []
+
+    def run(act: Callable[[], object]) -> None:
+        try:
+            start.wait()
+            act()
+            answers.append("done")
+        except Problem as error:
+            answers.append(error.code)
+        finally:
+            connections.close_all()
+
+    acts = (
+        lambda: aliases.set_alias(version, "prod", by="ann", now=NOW),
+        lambda: registry.delete_version(version, by="bob"),
+    )
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    named = ModelAlias.objects.filter(name="prod").exists()
+    assert named == ModelVersion.objects.filter(pk=version.pk).exists()
+    assert sorted(answers) == sorted(["done", "version_in_use" if named else "unknown_version"])

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from auditlog.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.urls import reverse
 
@@ -48,9 +49,11 @@ def test_the_page_tells_all_of_it(admin_client, version):
 
 
 def test_notes_and_tags_are_saved_and_looked_for(admin_client, version):
-    admin_client.post(url("notes", version.pk), {"notes": "Works well.", "tags": "prod, eu"})
-    version.refresh_from_db()
+    said = {"notes": "Works well.", "tags": "prod, eu", "model_notes": "For chats.", "model_tags": "small"}
+    admin_client.post(url("notes", version.pk), said)
+    version = ModelVersion.objects.get()
     assert (version.notes, version.tags) == ("Works well.", " eu prod ")
+    assert (version.model.notes, version.model.tags) == ("For chats.", " small ")
     make_model_version(name="untagged-one")
     listed = text(admin_client, f"{url('changelist')}?tag=eu")
     assert "tiny" in listed
@@ -110,6 +113,16 @@ def test_versions_are_compared_on_a_page(admin_client, version, tmp_path):
     for words in ("llama.context_length", "evil.bin", "removed", "+{{ new }}"):
         assert words in page
     assert admin_client.get(url("compare", version.pk)).status_code == 404
+
+
+def test_what_people_do_is_audited(admin_client, version):
+    ModelVersion.objects.update(gated=True)
+    for verb in ("accept", "allow"):
+        admin_client.post(url(verb, version.pk))
+    admin_client.post(url("alias", version.pk), {"name": "prod"})
+    entries = LogEntry.objects.filter(actor__username="admin")
+    changed = {name for entry in entries for name in entry.changes_dict}
+    assert {"license_accepted_by", "pickle_allowed_by", "moved_by"} <= changed
 
 
 def test_a_viewer_sees_and_changes_nothing(client, version):
