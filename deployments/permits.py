@@ -10,6 +10,7 @@ from deployments.errors import LicenseNotAccepted, PickleRefused
 from models_registry.catalog import waits_for_acceptance
 from models_registry.inspect.scanner import Danger, Finding, Scan
 from models_registry.models import ModelVersion
+from wire.manifest import Manifest
 
 _PICKLE_NAMES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -28,9 +29,25 @@ def check_permits(version: ModelVersion, weights: Iterable[str]) -> None:
             )
         return
     loaded = set(weights)
-    for one in msgspec.convert(version.scan, Scan).files:
-        if one.path in loaded and one.kind is not Danger.CODE:
+    for one in _dangerous(version):
+        if one.path in loaded:
             raise PickleRefused(f"{version} would be loaded from {one.path}, {_why(one)}")
+
+
+def manifest_for(version: ModelVersion, weights: Iterable[str]) -> Manifest:
+    """What a server gets of a version: all of it, but for files that can run code and are not among `weights`."""
+    manifest = msgspec.convert(version.manifest, Manifest)
+    left_out = {one.path for one in _dangerous(version)} - set(weights)
+    if not left_out:
+        return manifest
+    return Manifest(files=tuple(file for file in manifest.files if file.path not in left_out))
+
+
+def _dangerous(version: ModelVersion) -> list[Finding]:
+    """Not the Python files: these run only where an engine is told to trust the model, and are read then."""
+    if not version.scan:
+        return []
+    return [one for one in msgspec.convert(version.scan, Scan).files if one.kind is not Danger.CODE]
 
 
 def _why(one: Finding) -> str:

@@ -13,10 +13,9 @@ from deployments import engines
 from deployments.engines.base import BadParameters, Estimate, ModelFacts, ModelFile, Resources
 from deployments.errors import InvalidSpec, ModelNotReady
 from deployments.models import Instance, Revision
-from deployments.permits import check_permits
+from deployments.permits import check_permits, manifest_for
 from models_registry.models import ModelAlias, ModelVersion, VersionState
 from wire.engine import RuntimeKind, spec_hash
-from wire.manifest import Manifest
 from wire.messages import InstanceSpec
 
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,299}")
@@ -124,14 +123,15 @@ def instance_spec(instance: Instance) -> InstanceSpec:
     revision = instance.revision
     version = revision.model_version
     resources = Resources(instance.memory_bytes, tuple(instance.gpu_indexes), instance.gpu_memory_bytes)
-    engine = engines.get(revision.engine).build_spec(
-        model_facts(version),
+    adapter, facts = engines.get(revision.engine), model_facts(version)
+    engine = adapter.build_spec(
+        facts,
         revision.parameters,
         resources,
         served_name=instance.deployment.name,
         image=revision.image,
     )
-    manifest = msgspec.convert(version.manifest, Manifest)
+    manifest = manifest_for(version, adapter.weights(facts))
     runs = msgspec.structs.replace(engine, memory_bytes=0, failure_hints=())
     return InstanceSpec(
         instance_id=instance.pk,

@@ -63,9 +63,9 @@ def test_a_version_s_page_and_the_comparison(site: Site) -> None:
     expect(page.locator("[data-test=findings]")).to_contain_text("posix.system")
     look(site, f"model-{wide}")
     assert site.overflow_px() == 0
-    page.fill("[data-test=notes] textarea", "Better at tools.")
+    page.fill("#id_notes", "Better at tools.")
     page.click("[data-test=notes] button")
-    expect(page.locator("[data-test=notes] textarea")).to_have_value("Better at tools.")
+    expect(page.locator("#id_notes")).to_have_value("Better at tools.")
     page.click("[data-test=aliases] button:has-text('Move here')")
     expect(page.locator("[data-test=aliases]")).to_contain_text("this version")
     assert AliasMove.objects.filter(name="prod", to_version="2").exists()

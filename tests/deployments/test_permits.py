@@ -11,10 +11,12 @@ from django.utils import timezone
 
 from deployments import engines, services
 from deployments.errors import LicenseNotAccepted, PickleRefused
+from deployments.permits import manifest_for
+from deployments.specs import instance_spec
 from models_registry import catalog
 from models_registry.errors import InvalidTag, NothingToAllow
 from models_registry.models import ModelVersion
-from tests.factories import make_model_version
+from tests.factories import make_deployment, make_instance, make_model_version
 from tests.fakes.torch_engine import TorchEngine
 from tests.models_registry.factories import make_version, write_gguf, write_safetensors
 
@@ -62,6 +64,17 @@ def test_pickles_beside_safetensors_or_gguf_are_flagged_and_not_refused(tmp_path
     gguf = make_version(write_gguf(pickled(tmp_path / "g")).parent, name="other")
     assert gguf.flagged
     services.create_deployment(name="two", model_version=gguf, now=timezone.now())
+
+
+def test_servers_get_no_pickle_that_the_engine_does_not_load(tmp_path) -> None:
+    version = make_version(write_gguf(pickled(tmp_path / "g")).parent)
+    instance = make_instance(deployment=make_deployment(model_version=version))
+    assert [file.path for file in instance_spec(instance).model.files] == ["tiny.gguf"]
+    plain = make_version(write_gguf(tmp_path / "p"), name="plain")
+    spec = instance_spec(make_instance(deployment=make_deployment(model_version=plain)))
+    assert spec.model.digest == plain.digest
+    torch = make_version(pickled(tmp_path / "t"), name="torch")
+    assert manifest_for(torch, ["pytorch_model.bin"]).digest == torch.digest
 
 
 def test_a_version_that_was_not_looked_through_is_refused_by_its_names(tmp_path) -> None:
