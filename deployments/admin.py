@@ -41,7 +41,7 @@ class DeploymentAdmin(PageAdmin):
     list_display = ("name", "state", "ready", "served_model", "engine", "changed")
     search_fields = ("name", "description", "revision__model_version__model__name")
     list_filter = ("running",)
-    list_select_related = ("revision", "revision__model_version", "revision__model_version__model")
+    list_select_related = ("revision", "revision__model_version", "revision__model_version__model", "alias")
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return (
@@ -303,7 +303,7 @@ def _preview(form: DeployForm) -> dict[str, Any]:
     """What the preview shows; while a field is missing or wrong, it says which."""
     form.fields.get("name") and form.fields.pop("name")  # a preview needs none
     if not form.is_valid():
-        missing = not form.data.get("model_version")
+        missing = not (form.data.get("model_version") or form.data.get("alias"))
         wrong = [
             f"{form.fields[name].label or name}: {errors[0]}"
             for name, errors in form.errors.items()

@@ -65,7 +65,9 @@ class BadQuery(DeploymentError):
 class DeploymentViewSet(viewsets.GenericViewSet):
     """What should serve under a public model name."""
 
-    queryset = Deployment.objects.filter(deleted_at__isnull=True).select_related("revision__model_version__model")
+    queryset = Deployment.objects.filter(deleted_at__isnull=True).select_related(
+        "revision__model_version__model", "alias__model"
+    )
     serializer_class = DeploymentSerializer
     filterset_fields = {"name": ["exact", "contains"], "running": ["exact"]}
     search_fields = ["name", "description"]

@@ -11,7 +11,9 @@ class DeploymentsConfig(AppConfig):
 
     def ready(self) -> None:
         from fleet.signals import server_observed
+        from models_registry.words import tell_fits_with
 
+        tell_fits_with(_fits_of)
         server_observed.connect(_take_over, dispatch_uid="deployments.record_observed")
 
 
@@ -19,3 +21,9 @@ def _take_over(sender: Any, *, server_id: str, observed: Any, now: Any, **kwargs
     from deployments.observe import record_observed
 
     record_observed(server_id, observed, now)
+
+
+def _fits_of(versions: Any, now: Any) -> Any:
+    from deployments.fit import fits_of
+
+    return fits_of(versions, now)

@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 from django.utils import timezone
 
-from deployments import apply, leader, leases, planner, snapshot
+from deployments import apply, following, leader, leases, planner, snapshot
 from deployments.capacity import read_fleet
 from deployments.leader import LostLeadership, Term
 from deployments.models import Leader
@@ -42,6 +42,7 @@ class Leading:
     narrator: Narrator
     promised: dict[str, tuple[int, snapshot.Promised]] = field(default_factory=dict)  # server -> generation, what
     ticked_at: datetime | None = None
+    followed_at: datetime | None = None  # last look at aliases
 
 
 class Controller:
@@ -62,6 +63,7 @@ class Controller:
             leading = self._hold_lease(now)
             if leading is None:
                 return False
+            _follow(leading, now)
             _decide(leading, now)
         except LostLeadership as error:
             log.warning("controller.lost_leadership", holder=self.holder, reason=str(error))
@@ -89,6 +91,13 @@ class Controller:
         memory = leases.start(now.timestamp(), open_loss if narrator.mass_loss_open else ())
         self._leading = Leading(term, memory, narrator)
         return self._leading
+
+
+def _follow(leading: Leading, now: datetime) -> None:
+    """A look at the aliases now and then. It needs no fence: each revision is made under its deployment's lock."""
+    if leading.followed_at is None or (now - leading.followed_at).total_seconds() >= following.EVERY_S:
+        following.follow_aliases(now)
+        leading.followed_at = now
 
 
 def _decide(leading: Leading, now: datetime) -> None:

@@ -35,6 +35,23 @@ class ModelNotReady(DeploymentError):
     remedy = "Wait until its import is done, or import it again when it failed."
 
 
+class LicenseNotAccepted(DeploymentError):
+    code = "license_not_accepted"
+    status = 409
+    remedy = (
+        "Read the licence, then accept it on the model version's page, or POST .../model-versions/ID/accept-license/."
+    )
+
+
+class PickleRefused(DeploymentError):
+    code = "pickle_refused"
+    status = 409
+    remedy = (
+        "Import the model as safetensors or GGUF. If you trust its maker, an administrator can allow the files of this "
+        "version on its page."
+    )
+
+
 class VersionConflict(DeploymentError):
     """Somebody changed the deployment since it was read."""
 

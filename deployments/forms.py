@@ -9,7 +9,7 @@ from django import forms
 from deployments import engines
 from deployments.engines.base import BadParameters, Parameter, ParameterType
 from deployments.models import PUBLIC_NAME, Revision
-from models_registry.models import ModelVersion, VersionState
+from models_registry.models import ModelAlias, ModelVersion, VersionState
 from templates.forms import PageForm
 from wire.engine import RuntimeKind
 
@@ -54,7 +54,16 @@ class DeployForm(PageForm):
         help_text="What clients send as `model`.",
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
-    model_version = forms.ModelChoiceField(ModelVersion.objects.none(), label="Model", empty_label="Choose a model")
+    model_version = forms.ModelChoiceField(
+        ModelVersion.objects.none(), label="Model", empty_label="Choose a model", required=False
+    )
+    alias = forms.ModelChoiceField(
+        ModelAlias.objects.none(),
+        required=False,
+        label="Or follow an alias",
+        empty_label="no: stay at that version",
+        help_text="When the alias moves, what it moves to rolls out by itself.",
+    )
     engine = forms.ChoiceField(choices=())
     replicas = forms.IntegerField(min_value=0, max_value=1000, initial=1, label="Instances")
     description = forms.CharField(required=False, max_length=500)
@@ -75,7 +84,7 @@ class DeployForm(PageForm):
         help_text="Empty: as the engine sees fit; 0: CPU only.",
     )
 
-    MAIN = ("name", "model_version", "engine", "replicas", "description")
+    MAIN = ("name", "model_version", "alias", "engine", "replicas", "description")
     PLACE = ("gpus", "servers", "labels", "runtime", "image")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,6 +98,7 @@ class DeployForm(PageForm):
             self.fields[PREFIX + parameter.name] = field_of(parameter)
         ready = ModelVersion.objects.filter(state=VersionState.READY).select_related("model")
         self.fields["model_version"].queryset = ready.defer("manifest", "metadata")
+        self.fields["alias"].queryset = ModelAlias.objects.select_related("model")
 
     def main_fields(self) -> list[Any]:
         return [self[name] for name in self.MAIN if name in self.fields]
@@ -139,6 +149,8 @@ class DeployForm(PageForm):
                 self.add_error(PREFIX + parameter.name, error.errors[parameter.name])
             else:
                 self.parameters[parameter.name] = kept
+        if not {"model_version", "alias"} & set(self.errors) and not (found["model_version"] or found["alias"]):
+            self.add_error("model_version", "Choose a model, or an alias.")
         return found
 
     def spec(self) -> dict[str, Any]:
@@ -152,7 +164,8 @@ class DeployForm(PageForm):
         if asked["gpus"] is not None:
             placement["gpus"] = asked["gpus"]
         return {
-            "model_version": asked["model_version"],
+            "model_version": None if asked["alias"] else asked["model_version"],
+            "alias": asked["alias"],
             "engine": asked["engine"],
             "replicas": asked["replicas"],
             "parameters": self.parameters,
@@ -190,7 +203,8 @@ def initial_of(deployment: Any) -> dict[str, Any]:
     placement = revision.placement
     found = {
         "version": deployment.version,
-        "model_version": revision.model_version_id,
+        "model_version": None if deployment.alias_id else revision.model_version_id,
+        "alias": deployment.alias_id,
         "engine": revision.engine,
         "replicas": deployment.replicas,
         "description": deployment.description,

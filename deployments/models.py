@@ -7,7 +7,7 @@ from django.db import models
 from django.db.models import Q
 
 from fleet.models import Server, make_id
-from models_registry.models import ModelVersion
+from models_registry.models import ModelAlias, ModelVersion
 from wire.engine import RuntimeKind
 from wire.messages import InstanceState
 
@@ -30,6 +30,14 @@ class Deployment(models.Model):
     replicas = models.PositiveIntegerField(default=1, validators=[MaxValueValidator(1000)])
     running = models.BooleanField(default=True, help_text="Off: stopped, replicas kept for the next start.")
     revision = models.ForeignKey("Revision", null=True, on_delete=models.PROTECT, related_name="+", editable=False)
+    alias = models.ForeignKey(
+        ModelAlias,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="followers",
+        help_text="A deployment that follows an alias gets a new revision when the alias moves.",
+    )
     version = models.PositiveBigIntegerField(default=1, editable=False)  # rises with every change: the API's ETag
     explanation = models.TextField(blank=True, editable=False)  # why it is not where it should be; by the controller
     refusals = models.JSONField(default=dict, editable=False)  # server name -> why not placed there

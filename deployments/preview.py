@@ -11,8 +11,8 @@ from deployments.capacity import read_fleet
 from deployments.engines.base import Estimate
 from deployments.estimate import shapes_of
 from deployments.scheduler import Fleet, Placement, Refusal, Request, Shape, explain, place_many
-from deployments.specs import SpecFields, check_replicas, check_spec, model_facts
-from models_registry.models import ModelVersion
+from deployments.specs import SpecFields, check_replicas, check_spec, model_facts, version_of
+from models_registry.models import ModelAlias, ModelVersion
 from wire.engine import RuntimeKind
 
 
@@ -41,7 +41,8 @@ class Preview:
 
 def preview(
     *,
-    model_version: ModelVersion,
+    model_version: ModelVersion | None = None,
+    alias: ModelAlias | None = None,
     engine: str = "llamacpp",
     replicas: int = 1,
     parameters: dict[str, Any] | None = None,
@@ -52,6 +53,7 @@ def preview(
 ) -> Preview:
     """What `create_deployment` with these fields would lead to. Raises what that raises."""
     check_replicas(replicas)
+    model_version = version_of(model_version, alias)
     fields = SpecFields(model_version.pk, engine, runtime, image, parameters or {}, placement or {})
     fields = check_spec(model_version, fields)
     adapter, facts = engines.get(engine), model_facts(model_version)

@@ -11,6 +11,7 @@ from rest_framework import serializers
 from deployments import services
 from deployments.models import Deployment, Event, Instance, Revision
 from deployments.status import DeploymentState
+from models_registry.aliases import resolve
 from models_registry.models import ModelVersion
 from wire.engine import RuntimeKind
 
@@ -49,6 +50,7 @@ class DeploymentSerializer(serializers.ModelSerializer):
 
     status = serializers.SerializerMethodField()
     revision = RevisionSerializer(read_only=True)
+    alias = serializers.StringRelatedField(allow_null=True, help_text="NAME@ALIAS that it follows; null: none.")
 
     class Meta:
         model = Deployment
@@ -63,6 +65,7 @@ class DeploymentSerializer(serializers.ModelSerializer):
             "explanation",
             "refusals",
             "revision",
+            "alias",
             "created_at",
             "updated_at",
         ]
@@ -89,13 +92,30 @@ class PlacementSerializer(serializers.Serializer):
 class SpecSerializer(serializers.Serializer):
     """What makes a revision."""
 
-    model_version = serializers.PrimaryKeyRelatedField(queryset=ModelVersion.objects.select_related("model"))
+    model_version = serializers.PrimaryKeyRelatedField(
+        queryset=ModelVersion.objects.select_related("model"), required=False, help_text="Or `model`."
+    )
+    model = serializers.CharField(
+        required=False,
+        max_length=200,
+        help_text="NAME:VERSION, or NAME@ALIAS: then it follows the alias, and rolls out what that moves to.",
+    )
     engine = serializers.CharField(required=False, max_length=20)
     replicas = serializers.IntegerField(required=False, min_value=0, max_value=services.MAX_REPLICAS)
     runtime = serializers.ChoiceField(choices=[(kind.value, kind.value) for kind in RuntimeKind], required=False)
     image = serializers.CharField(required=False, allow_blank=True, max_length=300)
     parameters = serializers.DictField(required=False, help_text="See GET /api/v1/engines/ for what there is.")
     placement = PlacementSerializer(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """`model` as the services take it: a version, and the alias that named it."""
+        text = attrs.pop("model", None)
+        if text is None:
+            return attrs
+        if "model_version" in attrs:
+            raise serializers.ValidationError({"model": ["Give either `model` or `model_version`."]})
+        named = resolve(text)
+        return {**attrs, "model_version": named.version, "alias": named.alias}
 
 
 class DeploymentCreateSerializer(SpecSerializer):
@@ -107,9 +127,6 @@ class DeploymentCreateSerializer(SpecSerializer):
 class DeploymentChangeSerializer(SpecSerializer):
     """Only what is to change; a changed spec becomes a new revision, which rolls out."""
 
-    model_version = serializers.PrimaryKeyRelatedField(
-        queryset=ModelVersion.objects.select_related("model"), required=False
-    )
     name = serializers.CharField(required=False, max_length=120, help_text="As it is: it cannot be changed.")
     description = serializers.CharField(required=False, allow_blank=True)
     running = serializers.BooleanField(required=False)

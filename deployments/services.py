@@ -16,10 +16,10 @@ from deployments.observe import record_observed
 from deployments.preview import Preview, preview
 from deployments.routes import feed_routes
 from deployments.routing.services import routes_of_deployment
-from deployments.specs import MAX_REPLICAS, SpecFields, check_replicas, check_spec
+from deployments.specs import MAX_REPLICAS, SpecFields, check_replicas, check_spec, version_of
 from deployments.status import DeploymentState, DeploymentStatus, status_of, statuses
 from fleet import hints
-from models_registry.models import ModelVersion
+from models_registry.models import ModelAlias, ModelVersion
 
 __all__ = [
     "MAX_REPLICAS",
@@ -42,13 +42,14 @@ __all__ = [
 ]
 
 _SPEC_FIELDS = ("engine", "runtime", "image", "parameters", "placement")
-_PLAIN_FIELDS = ("description", "replicas", "running")
+_PLAIN_FIELDS = ("description", "replicas", "running", "alias")
 
 
 def create_deployment(
     *,
     name: str,
-    model_version: ModelVersion,
+    model_version: ModelVersion | None = None,
+    alias: ModelAlias | None = None,
     engine: str = "llamacpp",
     replicas: int = 1,
     parameters: dict[str, Any] | None = None,
@@ -60,18 +61,20 @@ def create_deployment(
     actor: str = "",
     now: datetime,
 ) -> Deployment:
-    """A new deployment with its revision 1.
+    """A new deployment with its revision 1, of `model_version`, or of what `alias` names, which it then follows.
 
-    Raises InvalidSpec, ModelNotReady, NameInUse, and the adapter's BadParameters and UnsuitableModel.
+    Raises InvalidSpec, ModelNotReady, NameInUse, LicenseNotAccepted, PickleRefused, and the adapter's BadParameters
+    and UnsuitableModel.
     """
     _check_name(name)
+    model_version = version_of(model_version, alias)
     check_replicas(replicas)
     fields = SpecFields(model_version.pk, engine, runtime, image, parameters or {}, placement or {})
     fields = check_spec(model_version, fields)
     try:
         with transaction.atomic():
             deployment = Deployment.objects.create(
-                name=name, description=description, replicas=replicas, running=running
+                name=name, description=description, replicas=replicas, running=running, alias=alias
             )
             deployment.revision = _add_revision(deployment, 1, fields, actor)
             deployment.save(update_fields=["revision"])
@@ -93,9 +96,14 @@ def update_deployment(
 ) -> Deployment:
     """The deployment with `changes` applied; a changed spec becomes a new revision, which rolls out.
 
-    `changes`: description, replicas, running, model_version, engine, runtime, image, parameters, placement.
+    `changes`: description, replicas, running, model_version, alias, engine, runtime, image, parameters, placement.
+    With `alias` it follows that; with `model_version` alone it follows none any more and stays there.
     `if_version` None: whatever it is now. Raises VersionConflict, BeingDeleted, and what `create_deployment` raises.
     """
+    if "model_version" in changes or "alias" in changes:
+        changes = {"alias": None, **changes}
+    if (alias := changes.get("alias")) is not None:
+        changes["model_version"] = version_of(changes.get("model_version"), alias)
     unknown = set(changes) - {*_SPEC_FIELDS, *_PLAIN_FIELDS, "model_version"}
     if unknown:
         raise InvalidSpec(dict.fromkeys(sorted(unknown), "cannot be changed"))
@@ -133,7 +141,10 @@ def scale(
 def rollback(
     deployment: Deployment, number: int, *, now: datetime, actor: str = "", if_version: int | None = None
 ) -> Deployment:
-    """Roll out the spec of revision `number` again, as a new revision. Raises UnknownRevision."""
+    """Roll out the spec of revision `number` again, as a new revision; an alias is followed no more.
+
+    Raises UnknownRevision.
+    """
     revision = deployment.revisions.filter(number=number).select_related("model_version__model").first()
     if revision is None:
         raise UnknownRevision(f"{deployment.name} has no revision {number}")
@@ -150,7 +161,7 @@ def delete(deployment: Deployment, *, now: datetime, actor: str = "", if_version
         current = _current(deployment.pk, if_version)
         if routes := routes_of_deployment(current):
             raise DeploymentInUse(f"{current.name} is a target of the routes {', '.join(routes)}")
-        _bump(current, {"deleted_at": now, "running": False}, now)
+        _bump(current, {"deleted_at": now, "running": False, "alias": None}, now)
         log_event(
             "deployment.deleted", f"{current.name} is being deleted{_by(actor)}.", deployment_id=current.pk, now=now
         )
@@ -160,7 +171,7 @@ def delete(deployment: Deployment, *, now: datetime, actor: str = "", if_version
 def _current(pk: int, if_version: int | None) -> Deployment:
     """The row as it is now, locked where the database can: changes at the same time come one after the other."""
     Deployment.objects.select_for_update().get(pk=pk)  # alone: one that waited would see what it joins as it was before
-    current = Deployment.objects.select_related("revision__model_version__model").get(pk=pk)
+    current = Deployment.objects.select_related("revision__model_version__model", "alias").get(pk=pk)
     if current.deleted_at is not None:
         raise BeingDeleted(f"{current.name} is being deleted")
     if if_version is not None and current.version != if_version:
@@ -220,6 +231,8 @@ def _tell_change(
         told.append(f"{current.replicas} -> {plain['replicas']} {_replicas(plain['replicas'])}")
     if "running" in plain:
         told.append("started" if plain["running"] else "stopped")
+    if "alias" in plain:
+        told.append(f"follows {plain['alias']}" if plain["alias"] else "stays at its version")
     if "description" in plain:
         told.append("description")
     message = f"{current.name} was changed{_by(actor)}: {', '.join(told)}."

@@ -13,9 +13,9 @@ from deployments import engines
 from deployments.engines.base import BadParameters, Estimate, ModelFacts, ModelFile, Resources
 from deployments.errors import InvalidSpec, ModelNotReady
 from deployments.models import Instance, Revision
-from models_registry.models import ModelVersion, VersionState
+from deployments.permits import check_permits, manifest_for
+from models_registry.models import ModelAlias, ModelVersion, VersionState
 from wire.engine import RuntimeKind, spec_hash
-from wire.manifest import Manifest
 from wire.messages import InstanceSpec
 
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,299}")
@@ -61,8 +61,22 @@ def model_facts(version: ModelVersion) -> ModelFacts:
         kv_heads=version.kv_heads,
         head_dim=version.head_dim,
         tensor_bytes=_whole(version.metadata.get("tensor_bytes")),
-        vocabulary=_whole(version.metadata.get("vocabulary_size")),
+        vocabulary=_whole(version.metadata.get("vocabulary")),
     )
+
+
+def version_of(version: ModelVersion | None, alias: ModelAlias | None) -> ModelVersion:
+    """The version to deploy: of an alias, the one it names now. Raises InvalidSpec when neither, or both, say it."""
+    if alias is not None:
+        found = ModelAlias.objects.select_related("version__model").filter(pk=alias.pk).first()
+        if found is None:
+            raise InvalidSpec({"model": f"{alias} is gone"})
+        if version is not None and version.model_id != found.model_id:
+            raise InvalidSpec({"model": f"{alias} is of another model than {version}"})
+        return found.version
+    if version is None:
+        raise InvalidSpec({"model_version": "name a version, or an alias"})
+    return version
 
 
 def check_replicas(replicas: Any) -> None:
@@ -72,7 +86,8 @@ def check_replicas(replicas: Any) -> None:
 
 
 def check_spec(version: ModelVersion, fields: SpecFields) -> SpecFields:
-    """`fields` as they may be stored. Raises InvalidSpec, ModelNotReady, and the adapter's errors."""
+    """`fields` as they may be stored. Raises InvalidSpec, ModelNotReady, LicenseNotAccepted, PickleRefused, and the
+    adapter's errors."""
     errors: dict[str, Any] = {}
     if fields.engine not in engines.names():
         errors["engine"] = f"there is no engine {fields.engine!r}; known: {', '.join(engines.names())}"
@@ -88,7 +103,9 @@ def check_spec(version: ModelVersion, fields: SpecFields) -> SpecFields:
         raise InvalidSpec(errors)
     if version.state != VersionState.READY:
         raise ModelNotReady(f"{version} is {version.get_state_display()}, not ready")
-    parameters = engines.get(fields.engine).check(model_facts(version), fields.parameters)
+    adapter, facts = engines.get(fields.engine), model_facts(version)
+    parameters = adapter.check(facts, fields.parameters)
+    check_permits(version, adapter.weights(facts))
     placement = {key: value for key, value in fields.placement.items() if value not in ({}, [], None)}
     return SpecFields(version.pk, fields.engine, fields.runtime, fields.image, parameters, placement)
 
@@ -106,14 +123,15 @@ def instance_spec(instance: Instance) -> InstanceSpec:
     revision = instance.revision
     version = revision.model_version
     resources = Resources(instance.memory_bytes, tuple(instance.gpu_indexes), instance.gpu_memory_bytes)
-    engine = engines.get(revision.engine).build_spec(
-        model_facts(version),
+    adapter, facts = engines.get(revision.engine), model_facts(version)
+    engine = adapter.build_spec(
+        facts,
         revision.parameters,
         resources,
         served_name=instance.deployment.name,
         image=revision.image,
     )
-    manifest = msgspec.convert(version.manifest, Manifest)
+    manifest = manifest_for(version, adapter.weights(facts))
     runs = msgspec.structs.replace(engine, memory_bytes=0, failure_hints=())
     return InstanceSpec(
         instance_id=instance.pk,

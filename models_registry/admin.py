@@ -16,13 +16,15 @@ from django.db.models import Model as Row
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils import timezone
+from django.utils.safestring import SafeString
 
-from models_registry import import_pages, pins_page, services
+from models_registry import catalog_pages, import_pages, pins_page, services, tags, words
 from models_registry.hub import pages
 from models_registry.models import NAME, ImportJob, ModelVersion
 from templates.base import PageAdmin, told
-from templates.cells import cell
+from templates.cells import cell, render_cell
 from templates.forms import PageForm
+from templates.words import UNKNOWN
 
 
 class ImportForm(PageForm):
@@ -57,16 +59,33 @@ class ModelVersionAdmin(PageAdmin):
     live_topic = "models"
     add_label = "Import a model"
     intro = "Immutable versions in the content-addressed store. Servers pull only what their instances need."
-    list_display = ("title", "version", "state_badge", "size", "facts", "made")
-    list_filter = ("state", "format")
-    search_fields = ("model__name", "version", "architecture")
+    list_display = ("title", "named_version", "state_badge", "size", "facts", "room", "made")
+    list_filter = ("state", "format", "modality", "flagged", catalog_pages.TagFilter)
+    search_fields = ("model__name", "version", "architecture", "notes", "tags", "model__tags", "license")
     list_select_related = ("model",)
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).defer("manifest", "metadata")
+        return super().get_queryset(request).defer("manifest", "metadata", "scan").prefetch_related("aliases")
 
     def list_title(self) -> str:
         return "Models"
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        response = super().changelist_view(request, extra_context)
+        found = (getattr(response, "context_data", None) or {}).get("cl")
+        if found is not None:
+            rooms = words.fits(found.result_list, timezone.now())
+            for row in found.result_list:
+                row.room = rooms.get(row.pk)
+        return response
+
+    @admin.display(description="Version", ordering="version")
+    def named_version(self, row: ModelVersion) -> str:
+        return SafeString(render_cell("model", "version", row, tags=tags.unpacked(row.tags)))
+
+    @admin.display(description="Room")
+    def room(self, row: ModelVersion) -> str:
+        return str(row.room or UNKNOWN)
 
     @admin.display(description="Model", ordering="model__name")
     def title(self, row: ModelVersion) -> str:
@@ -110,6 +129,7 @@ class ModelVersionAdmin(PageAdmin):
             may_import=self.has_add_permission(request),
             may_delete=self.has_delete_permission(request, row),
             **pins_page.context(self, request, row),
+            **catalog_pages.about(request, row),
         )
 
     def own_urls(self) -> list[URLPattern]:
@@ -123,6 +143,19 @@ class ModelVersionAdmin(PageAdmin):
             ),
             self.route("<str:object_id>/pin/", partial(pins_page.pin, self), "pin"),
             self.route("<str:object_id>/unpin/", partial(pins_page.unpin, self), "unpin"),
+            *(
+                self.route(f"<str:object_id>/{address}/", partial(view, self), name)
+                for address, name, view in (
+                    ("notes", "notes", catalog_pages.save_notes),
+                    ("alias", "alias", catalog_pages.set_alias),
+                    ("alias/<int:alias_id>/release", "alias_release", catalog_pages.release_alias),
+                    ("alias/<int:alias_id>/delete", "alias_delete", catalog_pages.delete_alias),
+                    ("accept", "accept", catalog_pages.accept_license),
+                    ("allow", "allow", catalog_pages.allow_pickle),
+                    ("forbid", "forbid", catalog_pages.forbid_pickle),
+                    ("compare", "compare", catalog_pages.compare_page),
+                )
+            ),
             self.route("<str:object_id>/delete/", self.delete_page, "delete_page"),
         ]
 
@@ -134,7 +167,7 @@ class ModelVersionAdmin(PageAdmin):
         title = str(row)
         if request.method == "POST":
             with told(request):
-                services.delete_version(row)
+                services.delete_version(row, by=request.user.get_username())
                 messages.success(request, f"{title} is deleted.")
                 return HttpResponseRedirect(self.url("changelist"))
             return HttpResponseRedirect(self.url("change", row.pk))
@@ -154,14 +187,15 @@ class ModelVersionAdmin(PageAdmin):
         return False  # immutable
 
 
-def _start(asked: dict[str, Any]) -> ModelVersion:
-    name, version, now = asked["name"] or None, asked["version"] or None, timezone.now()
+def _start(asked: dict[str, Any], by: str) -> ModelVersion:
+    more = {"version": asked["version"] or None, "by": by, "now": timezone.now()}
+    name = asked["name"] or None
     if asked["upload"] is None:
-        return services.start_import(name, Path(asked["path"]), version=version, link=asked["link"], now=now)
+        return services.start_import(name, Path(asked["path"]), link=asked["link"], **more)
     upload: UploadedFile = asked["upload"]
     kept = _on_disk(upload)
     try:
-        return services.start_upload(name, kept, upload.name or "model.gguf", version=version, now=now)
+        return services.start_upload(name, kept, upload.name or "model.gguf", **more)
     finally:
         kept.unlink(missing_ok=True)  # moved away unless it was refused
 

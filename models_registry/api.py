@@ -23,8 +23,10 @@ from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
-from models_registry import blobs, services
+from models_registry import aliases_api, blobs, services
+from models_registry.acting import actor_of
 from models_registry.archive.views import tar_response
+from models_registry.catalog_api import CatalogActions
 from models_registry.fetching import services as fetching
 from models_registry.fetching.policy import policy, set_policy
 from models_registry.hub import imports
@@ -44,22 +46,34 @@ from models_registry.serializers import (
     ModelVersionDetailSerializer,
     ModelVersionSerializer,
 )
+from models_registry.tags import models_tagged, versions_tagged
 from models_registry.uploads import StoreUploadHandler
+
+
+class ModelFilter(filters.FilterSet):
+    tag = filters.CharFilter(method="tagged")
+
+    class Meta:
+        model = Model
+        fields = ["name"]
+
+    def tagged(self, rows: QuerySet[Model], name: str, value: str) -> QuerySet[Model]:
+        return models_tagged(rows, value)
 
 
 @extend_schema_view(
     list=extend_schema(summary="List models"),
     retrieve=extend_schema(summary="Show a model"),
     create=extend_schema(summary="Make a model without versions"),
-    partial_update=extend_schema(summary="Change a model's description"),
+    partial_update=extend_schema(summary="Change a model's description, notes or tags"),
     destroy=extend_schema(summary="Delete a model without versions"),
 )
 class ModelsViewSet(viewsets.ModelViewSet):
     queryset = Model.objects.annotate(version_count=Count("versions")).order_by("name")
     serializer_class = ModelSerializer
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]
-    filterset_fields = ["name"]
-    search_fields = ["name", "description"]
+    filterset_class = ModelFilter
+    search_fields = ["name", "description", "notes", "tags"]
     ordering_fields = ["name", "created_at"]
 
     def perform_destroy(self, instance: Model) -> None:
@@ -72,10 +86,16 @@ class VersionFilter(filters.FilterSet):
     state = filters.ChoiceFilter(choices=VersionState.choices)
     architecture = filters.CharFilter()
     digest = filters.CharFilter()
+    tag = filters.CharFilter(method="tagged", help_text="Of the version, or of its model.")
+    modality = filters.CharFilter(lookup_expr="icontains", help_text="text, image, audio, embedding or reranker.")
+    flagged = filters.BooleanFilter(help_text="true: files of it can run code.")
+
+    def tagged(self, rows: QuerySet[ModelVersion], name: str, value: str) -> QuerySet[ModelVersion]:
+        return versions_tagged(rows, value)
 
     class Meta:
         model = ModelVersion
-        fields = ["model", "format", "state", "architecture", "digest", "quantization", "version"]
+        fields = ["model", "format", "state", "architecture", "digest", "quantization", "version", "license"]
 
 
 @extend_schema_view(
@@ -84,13 +104,13 @@ class VersionFilter(filters.FilterSet):
     destroy=extend_schema(summary="Delete a model version and the files nobody else needs"),
 )
 class ModelVersionsViewSet(
-    mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.DestroyModelMixin, viewsets.GenericViewSet
+    CatalogActions, mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.DestroyModelMixin, viewsets.GenericViewSet
 ):
     queryset = ModelVersion.objects.select_related("model", "job").order_by("model__name", "-created_at", "-pk")
     serializer_class = ModelVersionSerializer
     parser_classes = [JSONParser, MultiPartParser, FormParser]
     filterset_class = VersionFilter
-    search_fields = ["model__name", "version", "architecture", "quantization", "source"]
+    search_fields = ["model__name", "version", "architecture", "quantization", "source", "notes", "tags", "model__tags"]
     ordering_fields = ["created_at", "size_bytes", "parameter_count", "model__name", "version"]
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
@@ -101,7 +121,7 @@ class ModelVersionsViewSet(
 
     def get_queryset(self) -> QuerySet[ModelVersion]:
         versions = super().get_queryset()
-        return versions.defer("manifest") if self.action == "list" else versions
+        return versions.defer("manifest", "scan") if self.action == "list" else versions
 
     def get_serializer_class(self) -> type:
         if self.action == "create":
@@ -123,16 +143,17 @@ class ModelVersionsViewSet(
         return Response(ModelVersionSerializer(version).data, status=status.HTTP_202_ACCEPTED, headers=headers)
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
-        name, number, now = asked.get("model"), asked.get("version"), timezone.now()
-        if any(name in asked for name in FETCHED):
-            return start_fetch(asked, now)
+        name = asked.get("model")
+        common = {"version": asked.get("version"), "by": actor_of(self.request), "now": timezone.now()}
+        if any(source in asked for source in FETCHED):
+            return start_fetch(asked, common["now"], common["by"])
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
-            return services.start_upload(name, temporary, upload.name, version=number, now=now)
-        return services.start_import(name, asked["path"], version=number, link=asked["link"], now=now)
+            return services.start_upload(name, temporary, upload.name, **common)
+        return services.start_import(name, asked["path"], link=asked["link"], **common)
 
     def perform_destroy(self, instance: ModelVersion) -> None:
-        services.delete_version(instance)
+        services.delete_version(instance, by=actor_of(self.request))
 
     @extend_schema(
         summary="Download a version as a tar that another master imports",
@@ -284,6 +305,7 @@ def register(router: BaseRouter) -> None:
     router.register("model-versions", ModelVersionsViewSet)
     router.register("hub-tokens", HubTokensViewSet)
     router.register("pins", PinsViewSet)
+    aliases_api.register(router)
 
 
 urlpatterns = [

@@ -12,4 +12,5 @@ class ModelsRegistryConfig(AppConfig):
 
         auditlog.register(self.get_model("Model"))
         auditlog.register(self.get_model("Pin"))
-        auditlog.register(self.get_model("ModelVersion"), exclude_fields=["progress", "manifest", "metadata"])
+        auditlog.register(self.get_model("ModelVersion"), exclude_fields=["progress", "manifest", "metadata", "scan"])
+        auditlog.register(self.get_model("ModelAlias"))

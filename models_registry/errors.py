@@ -51,6 +51,36 @@ class VersionInUse(RegistryError):
     remedy = "Delete these deployments, or move them to another model version first."
 
 
+class InvalidAlias(RegistryError):
+    code = "invalid_alias"
+    remedy = "Letters, digits, '.', '_' and '-', at most 40, first a letter or digit, and not only digits."
+
+
+class AliasInUse(RegistryError):
+    code = "alias_in_use"
+    status = 409
+    remedy = "Delete these deployments, or let them follow another alias or a fixed version first."
+
+
+class UnknownVersion(RegistryError):
+    code = "unknown_version"
+    status = 404
+    remedy = "GET /api/v1/model-versions/ and /api/v1/model-aliases/ list what there is; `import_model` takes one in."
+
+
+class InvalidTag(RegistryError):
+    code = "invalid_tag"
+    remedy = "Letters, digits, '.', '_', ':' and '-', at most 40 each, first a letter or digit, at most 20 tags."
+
+
+class NothingToAllow(RegistryError):
+    """The version needs no such permit."""
+
+    code = "nothing_to_allow"
+    status = 409
+    remedy = "Nothing to do: it can be deployed without."
+
+
 class NotReady(RegistryError):
     code = "version_not_ready"
     status = 409

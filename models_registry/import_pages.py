@@ -19,7 +19,8 @@ from models_registry.models import NAME, ModelVersion
 from templates.base import PageAdmin, told
 from templates.forms import PageForm
 
-Start = Callable[[dict[str, Any]], ModelVersion]
+Start = Callable[[dict[str, Any], str], ModelVersion]
+"""Of what a form holds, and who asks."""
 _OPTIONAL_NAME = "Empty: its own."
 _PATTERNS = "One a line, such as `*Q4_K_M.gguf`. Empty: {}."
 
@@ -190,7 +191,8 @@ def import_page(page: PageAdmin, request: HttpRequest, files: type[PageForm], st
     form = source.form(request.POST or None, request.FILES or None)
     if request.method == "POST" and form.is_valid():
         with told(request):
-            row = source.start(form.cleaned_data) if source.start else start_fetch(form.asked(), timezone.now())
+            by = request.user.get_username()
+            row = source.start(form.cleaned_data, by) if source.start else start_fetch(form.asked(), timezone.now(), by)
             messages.success(request, f"The import of {row} has started.")
             return HttpResponseRedirect(page.url("change", row.pk))
     links = [(name, one.label, one is source) for name, one in sources.items()]

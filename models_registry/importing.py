@@ -20,12 +20,12 @@ FETCHED = ("repo", "urls", "s3", "modelscope")
 """Names of sources, as the API has them."""
 
 
-def start_fetch(asked: Asked, now: dt.datetime) -> ModelVersion:
+def start_fetch(asked: Asked, now: dt.datetime, by: str = "") -> ModelVersion:
     """Start the import of the one source of FETCHED that is in `asked`, with what else of it concerns that source.
 
-    `asked` as `serializers.ImportSerializer` has it. Raises RegistryError.
+    `asked` as `serializers.ImportSerializer` has it; `by`: who asks. Raises RegistryError.
     """
-    common = {"version": asked.get("version"), "now": now}
+    common = {"version": asked.get("version"), "by": by, "now": now}
     common |= {"limit_bytes_per_second": asked.get("limit_bytes_per_second")}
     source = next(name for name in FETCHED if asked.get(name))
     row = _STARTS[source](asked, asked.get("model") or "", common)

@@ -16,6 +16,8 @@ class Model(models.Model):
 
     name = models.CharField(max_length=120, unique=True, validators=[NAME])
     description = models.TextField(blank=True)
+    notes = models.TextField(blank=True, db_default="")
+    tags = models.CharField(max_length=1000, blank=True, db_default="", editable=False)  # models_registry.tags
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -60,11 +62,25 @@ class ModelVersion(models.Model):
     head_dim = models.IntegerField(null=True)
     quantization = models.CharField(max_length=40, blank=True)
     metadata = models.JSONField(default=dict, blank=True)  # what else the headers say: small values only
+    active_parameter_count = models.BigIntegerField(null=True, help_text="Used for one token, where it has experts.")
+    modality = models.CharField(max_length=60, blank=True, db_default="", help_text="What goes in, or comes out.")
+    scan = models.JSONField(null=True, help_text="models_registry.inspect.scanner; null: not looked through yet.")
+    flagged = models.BooleanField(null=True, help_text="Whether a file of it can run code when it is loaded.")
+    pickle_allowed_by = models.CharField(max_length=150, blank=True, db_default="")
+    pickle_allowed_at = models.DateTimeField(null=True)
+    license = models.CharField(max_length=200, blank=True, db_default="", help_text="As its source says it.")
+    gated = models.BooleanField(default=False, db_default=False, help_text="Its source asks for acceptance of terms.")
+    license_accepted_by = models.CharField(max_length=150, blank=True, db_default="")
+    license_accepted_at = models.DateTimeField(null=True)
+    imported_by = models.CharField(max_length=150, blank=True, db_default="")
+    notes = models.TextField(blank=True, db_default="")
+    tags = models.CharField(max_length=1000, blank=True, db_default="", editable=False)  # models_registry.tags
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["model__name", "-created_at"]
         constraints = [models.UniqueConstraint(fields=["model", "version"], name="one_version_of_a_name")]
+        permissions = [("allow_pickle", "Can allow a version whose files can run code")]
 
     def __str__(self) -> str:
         return f"{self.model.name}:{self.version}"
@@ -88,6 +104,43 @@ class Pin(models.Model):
 
     def __str__(self) -> str:
         return f"{self.version} on {self.server or 'every server'}"
+
+
+class ModelAlias(models.Model):
+    """A name that points at a READY version of a model. `latest`, unless pinned, follows the newest by itself."""
+
+    model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=40)
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="aliases")
+    pinned = models.BooleanField(default=True, help_text="Moved by hand only.")
+    moved_by = models.CharField(max_length=150, blank=True)
+    moved_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["model__name", "name"]
+        constraints = [models.UniqueConstraint(fields=["model", "name"], name="one_alias_of_a_name")]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}@{self.name}"
+
+
+class AliasMove(models.Model):
+    """Something that happened to an alias. Versions by their texts: they may be gone."""
+
+    model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="alias_moves")
+    name = models.CharField(max_length=40)
+    at = models.DateTimeField()
+    by = models.CharField(max_length=150, blank=True)
+    from_version = models.CharField(max_length=40, blank=True)  # empty: it was made
+    to_version = models.CharField(max_length=40, blank=True)  # empty: it was deleted
+    pinned = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ["-at", "-id"]
+        indexes = [models.Index(fields=["model", "name", "-at"], name="alias_history")]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.from_version or 'nothing'} -> {self.to_version or 'nothing'}"
 
 
 class HubToken(models.Model):

@@ -6,23 +6,41 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from models_registry import catalog, words
+from models_registry import tags as tagging
+from models_registry.compare import Change
 from models_registry.fetching.services import MOST_PRIORITY
 from models_registry.fetching.work import Detail
 from models_registry.import_serializers import SOURCES, S3SourceSerializer, UrlsField
+from models_registry.inspect.scanner import Danger
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
+
+
+class TagsField(serializers.ListField):
+    """Tags as a list; rows keep them as one text."""
+
+    child = serializers.CharField(max_length=60)
+
+    def to_representation(self, data: str) -> list[str]:
+        return tagging.unpacked(data)
+
+    def to_internal_value(self, data: Any) -> str:
+        return tagging.packed(super().to_internal_value(data))
 
 
 class ModelSerializer(serializers.ModelSerializer):
     """A model, with how many versions it has."""
 
     version_count = serializers.IntegerField(read_only=True)
+    tags = TagsField(required=False)
 
     class Meta:
         model = Model
-        fields = ["id", "name", "description", "version_count", "created_at"]
+        fields = ["id", "name", "description", "notes", "tags", "version_count", "created_at"]
         read_only_fields = ["created_at"]
 
     def get_fields(self) -> dict[str, Any]:
@@ -50,10 +68,20 @@ class ModelVersionSerializer(serializers.ModelSerializer):
 
     model = serializers.CharField(source="model.name", read_only=True)
     fetching = serializers.SerializerMethodField(help_text="Of an import from elsewhere that is under way.")
+    tags = TagsField(read_only=True)
+    words = serializers.SerializerMethodField(help_text="In one line, with the servers that have room for it.")
+    license_to_accept = serializers.SerializerMethodField(help_text="It is deployed only once somebody accepted it.")
 
     class Meta:
         model = ModelVersion
-        exclude = ["manifest"]
+        exclude = ["manifest", "scan"]
+
+    def get_words(self, row: ModelVersion) -> str:
+        known = self.context.get("words") or words.sentences([row], timezone.now())
+        return known.get(row.pk, "")
+
+    def get_license_to_accept(self, row: ModelVersion) -> bool:
+        return catalog.waits_for_acceptance(row)
 
     @extend_schema_field(ImportDetailSerializer(allow_null=True))
     def get_fetching(self, row: ModelVersion) -> dict[str, Any] | None:
@@ -68,12 +96,75 @@ class ManifestFileSerializer(serializers.Serializer):
     path = serializers.CharField()
     size_bytes = serializers.IntegerField()
     sha256 = serializers.CharField()
+    flags = serializers.ListField(child=serializers.CharField(), help_text="pickle, archive, code: it can run code.")
+
+
+class FindingSerializer(serializers.Serializer):
+    """A file that can run code."""
+
+    path = serializers.CharField()
+    kind = serializers.ChoiceField(choices=[(one.value, one.value) for one in Danger])
+    imports = serializers.ListField(child=serializers.CharField(), help_text="What it names, as module.name.")
+    dangerous = serializers.ListField(child=serializers.CharField(), help_text="Those not known to be harmless.")
+    note = serializers.CharField(help_text="Why it was not looked through to its end.")
 
 
 class ModelVersionDetailSerializer(ModelVersionSerializer):
-    """A version with its files."""
+    """A version with its files, and what was found in them."""
 
-    files = ManifestFileSerializer(source="manifest.files", many=True, read_only=True, default=())
+    files = serializers.SerializerMethodField()
+    findings = serializers.SerializerMethodField(help_text="Null: its files were not looked through yet.")
+
+    @extend_schema_field(ManifestFileSerializer(many=True))
+    def get_files(self, row: ModelVersion) -> list[dict[str, Any]]:
+        return catalog.files_of(row)
+
+    @extend_schema_field(FindingSerializer(many=True, allow_null=True))
+    def get_findings(self, row: ModelVersion) -> list[dict[str, Any]] | None:
+        return None if row.scan is None else row.scan["files"]
+
+
+class AnnotateSerializer(serializers.Serializer):
+    """What people say of a version."""
+
+    notes = serializers.CharField(required=False, allow_blank=True, max_length=20_000)
+    tags = serializers.ListField(required=False, child=serializers.CharField(max_length=60))
+
+
+class CompareQuerySerializer(serializers.Serializer):
+    """With which version; in a query, `with`."""
+
+    def get_fields(self) -> dict[str, Any]:
+        other = serializers.PrimaryKeyRelatedField(
+            queryset=ModelVersion.objects.select_related("model"), help_text="Id of the version to compare with."
+        )
+        return {"with": other}  # a word that Python keeps for itself
+
+
+class FileDifferenceSerializer(serializers.Serializer):
+    path = serializers.CharField()
+    change = serializers.ChoiceField(choices=[(one.value, one.value) for one in Change])
+    before_bytes = serializers.IntegerField(allow_null=True)
+    after_bytes = serializers.IntegerField(allow_null=True)
+
+
+class DifferenceSerializer(serializers.Serializer):
+    key = serializers.CharField()
+    before = serializers.CharField(help_text="Empty: it is not there.")
+    after = serializers.CharField()
+
+
+class ComparisonSerializer(serializers.Serializer):
+    """From this version to the other."""
+
+    files = FileDifferenceSerializer(many=True)
+    facts = DifferenceSerializer(many=True)
+    config = DifferenceSerializer(many=True, help_text="Of config.json, or of a GGUF's own values.")
+    template = serializers.ListField(child=serializers.CharField(), help_text="Lines of a diff of chat templates.")
+
+
+class AllowSerializer(serializers.Serializer):
+    allowed = serializers.BooleanField(default=True, help_text="false: take it back.")
 
 
 class ImportSerializer(serializers.Serializer):

@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
+from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
+from models_registry import aliases
 from models_registry.archive import reading as archives
 from models_registry.errors import InvalidName, NotReady, RegistryError, VersionInUse
 from models_registry.fetching import kinds
@@ -43,6 +46,7 @@ def import_path(
     version: str | None = None,
     link: bool = False,
     source: str = "",
+    by: str = "",
     now: dt.datetime,
     progress: Progress | None = None,
 ) -> ModelVersion:
@@ -62,7 +66,9 @@ def import_path(
         facts = inspect_staged(staged)
         with store().lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
-            row = ready_twin(model, staged) or new_row(model, version, source=source or str(path), now=now)
+            row = ready_twin(model, staged) or new_row(
+                model, version, source=source or str(path), now=now, imported_by=by
+            )
             publish(row, staged, facts)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
     prepare_pieces(store().root, manifest_of(row), store().blob_path)
@@ -76,6 +82,7 @@ def start_import(
     version: str | None = None,
     link: bool = False,
     source: str = "",
+    by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
@@ -89,11 +96,11 @@ def start_import(
     if archive is None:
         scan(path, own_paths())
     job = ImportJob(path=str(path), link=link, queued_at=now)
-    return begin(name, version, job, source=source or str(path))
+    return begin(name, version, job, source=source or str(path), imported_by=by)
 
 
 def start_upload(
-    name: str | None, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
+    name: str | None, temporary: Path, file_name: str, *, version: str | None = None, by: str = "", now: dt.datetime
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
     check_name(name, version)
@@ -101,7 +108,7 @@ def start_upload(
     job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
         name, version = _named(name, version, archives.archive_at(kept))
-        return begin(name, version, job, source=f"upload of {file_name}")
+        return begin(name, version, job, source=f"upload of {file_name}", imported_by=by)
     except Exception:
         store().drop_upload(kept)
         raise
@@ -222,18 +229,21 @@ def _is_fetched_now(row: ModelVersion) -> bool:
         return not mine
 
 
-def delete_version(version: ModelVersion) -> None:
+def delete_version(version: ModelVersion, *, by: str = "") -> None:
     """Remove a version, and the files that no other version needs.
 
-    Raises VersionInUse while a deployment that was not deleted uses it, NotReady while it is being imported.
+    Raises VersionInUse while a deployment that was not deleted uses it or an alias names it, NotReady while it is
+    being imported.
     """
     label = str(version)
     if version.state == VersionState.IMPORTING:
         raise NotReady(f"{label} is being imported.", remedy="Wait until the import is done, then delete it.")
     with transaction.atomic():
+        aliases.lock_model(version.model_id)
         list(ModelVersion.objects.select_for_update().filter(pk=version.pk))  # a revision of it waits for us now
         if users := _live_users(version):
             raise VersionInUse(f"{label} is used by {', '.join(users)}.")
+        aliases.leave_version(version, by=by, now=timezone.now())
         model = version.model
         try:
             version.delete()
@@ -242,7 +252,7 @@ def delete_version(version: ModelVersion) -> None:
                 f"{label} is still named by revisions of deployments that are going away.",
                 remedy="Try again when their last instances have ended.",
             ) from error
-        if not model.description and not model.versions.exists():
+        if not (model.description or model.notes or model.tags or model.versions.exists()):
             model.delete()
         transaction.on_commit(clean_store)
     log.info("model.deleted", model=label)
@@ -281,11 +291,11 @@ def verify_version(version: ModelVersion) -> list[str]:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def begin(name: str, version: str | None, job: ImportJob, *, source: str) -> ModelVersion:
-    """A row that is IMPORTING, and a worker told to do its job. Raises VersionTaken."""
+def begin(name: str, version: str | None, job: ImportJob, *, source: str, **about: Any) -> ModelVersion:
+    """A row that is IMPORTING, and a worker told to do its job. `about`: see `new_row`. Raises VersionTaken."""
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
-        row = new_row(model, version, source=source, now=job.queued_at)
+        row = new_row(model, version, source=source, now=job.queued_at, **about)
         job.version = row
         job.save(force_insert=True)
         transaction.on_commit(lambda: _enqueue(row))

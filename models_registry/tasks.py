@@ -6,7 +6,7 @@ from celery import shared_task
 from celery.schedules import crontab
 from django.utils import timezone
 
-from models_registry import services
+from models_registry import aliases, services
 
 
 @shared_task(name="models_registry.import_version")
@@ -31,7 +31,17 @@ def clean_store() -> None:
     services.clean_store()
 
 
+@shared_task(name="models_registry.settle_aliases", ignore_result=True)
+def settle_aliases() -> None:
+    aliases.settle_all(timezone.now())
+
+
 BEAT = {
+    "models-settle-aliases": {
+        "task": "models_registry.settle_aliases",
+        "schedule": 30.0,
+        "options": {"expire_seconds": 30},
+    },
     "models-heal-imports": {
         "task": "models_registry.heal_imports",
         "schedule": 10.0,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
+from models_registry import aliases
 from models_registry.errors import RegistryError, VersionTaken
 from models_registry.inspect import ModelFacts, inspect
 from models_registry.models import Model, ModelVersion, VersionState
@@ -17,6 +20,10 @@ from wire.manifest import Manifest
 
 _MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to count on from
 _MAX_TEXT = 200
+_PLAIN_FACTS = (
+    *("parameter_count", "active_parameter_count", "context_tokens"),
+    *("layers", "hidden_size", "heads", "kv_heads", "head_dim"),
+)
 
 
 def store() -> Store:
@@ -34,17 +41,20 @@ def ready_twin(model: Model, staged: Staged) -> ModelVersion | None:
     return model.versions.filter(state=VersionState.READY, digest=staged.manifest.digest).first()
 
 
-def new_row(model: Model, version: str | None, *, source: str, now: dt.datetime) -> ModelVersion:
-    """A row that is IMPORTING; without `version` it has the next free number. Raises VersionTaken."""
+def new_row(model: Model, version: str | None, *, source: str, now: dt.datetime, **about: Any) -> ModelVersion:
+    """A row that is IMPORTING; without `version` it has the next free number. Raises VersionTaken.
+
+    `about`: what is known of it already: imported_by, license, gated.
+    """
     if version is not None:
         _free_version(model, version)
-    row = ModelVersion(model=model, version=version or _next_number(model), source=_text(source, 500))
+    row = ModelVersion(model=model, version=version or _next_number(model), source=_text(source, 500), **about)
     try:
         with transaction.atomic():
             row.save(force_insert=True)
     except IntegrityError as error:
         if version is None:  # somebody took that number just now
-            return new_row(model, None, source=source, now=now)
+            return new_row(model, None, source=source, now=now, **about)
         raise VersionTaken(f"{row} is being imported by somebody else.") from error
     ModelVersion.objects.filter(pk=row.pk).update(created_at=now)
     row.created_at = now
@@ -61,6 +71,8 @@ def _free_version(model: Model, version: str) -> None:
     """Make way for a version: a failed attempt of that name is forgotten, anything else keeps it."""
     taken = model.versions.filter(version=version).first()
     if taken is None:
+        if version == aliases.LATEST or model.aliases.filter(name=version).exists():
+            raise VersionTaken(f"{model.name}@{version} is an alias.", remedy="Give another version.")
         return
     if taken.state == VersionState.READY:
         raise VersionTaken(f"There is a version {taken} with other files already.")
@@ -72,8 +84,10 @@ def _free_version(model: Model, version: str) -> None:
 def publish(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
     """Files in place, row READY: called with the store's lock held, in a transaction. Repeating it repairs."""
     store().publish(staged)
+    aliases.lock_model(row.model_id)
     _describe(row, staged.manifest, facts)
     row.save()
+    aliases.settle_latest(row.model, by=row.imported_by, now=timezone.now())
 
 
 def publish_importing(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
@@ -90,14 +104,23 @@ def _describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
     row.state, row.progress, row.error = VersionState.READY, 1.0, ""
     row.manifest = msgspec.to_builtins(manifest)
     row.digest, row.size_bytes = manifest.digest, manifest.size_bytes
+    describe(row, facts)
+
+
+def describe(row: ModelVersion, facts: ModelFacts) -> None:
+    """What the headers say, into the row's fields. It is not saved."""
     row.format = facts.format
     row.architecture, row.quantization = _text(facts.architecture, 80), _text(facts.quantization, 40)
-    for name in ("parameter_count", "context_tokens", "layers", "hidden_size", "heads", "kv_heads", "head_dim"):
+    for name in _PLAIN_FACTS:
         setattr(row, name, getattr(facts, name))
+    row.modality = facts.modality
+    row.license = row.license or _text(str(facts.more.get("license", "")), 200)
+    row.scan, row.flagged = msgspec.to_builtins(facts.scan), facts.scan.flagged
     row.metadata = {
         **{key: _small(value) for key, value in facts.more.items() if isinstance(value, str | int | float)},
         "entry": facts.entry,
         "tensor_bytes": facts.tensor_bytes,
+        "types": {_text(name, 40): counts for name, counts in facts.types.items()},
         "chat_template": facts.chat_template,
     }
 

@@ -48,7 +48,7 @@ class Overview:
 def live_deployments() -> Any:
     """Deployments with what their pages show."""
     return Deployment.objects.filter(deleted_at__isnull=True).select_related(
-        "revision", "revision__model_version", "revision__model_version__model"
+        "revision", "revision__model_version", "revision__model_version__model", "alias__model"
     )
 
 

@@ -34,6 +34,10 @@ MODELSCOPE_TOKEN = os.environ.get("MODELSCOPE_API_TOKEN", "")
 FETCH_FROM_LOOPBACK = os.environ.get("STOKEHOLD_FETCH_FROM_LOOPBACK", "") == "1"  # URLs and buckets on this machine
 BLOB_ACCEL_PREFIX = os.environ.get("STOKEHOLD_BLOB_ACCEL_PREFIX", "").rstrip("/")
 """Internal location of an nginx in front (`X-Accel-Redirect`) that hands out files; empty: Python sends them."""
+LICENSES_TO_ACCEPT = [
+    one for one in os.environ.get("STOKEHOLD_LICENSES_TO_ACCEPT", "").replace(",", " ").split() if one
+]
+"""Patterns of licences, as sources name them, that somebody must accept before a model is deployed: `llama* gemma`."""
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))
 GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))

@@ -247,6 +247,9 @@ class Adapter(Protocol):
     def check(self, model: ModelFacts, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters to keep in a revision. Raises BadParameters, UnsuitableModel."""
 
+    def weights(self, model: ModelFacts) -> tuple[str, ...]:
+        """Paths of the files that it will load; of others beside them it never looks at the content."""
+
     def image(self, gpus: int) -> str:
         """Image used when the revision names none."""
 

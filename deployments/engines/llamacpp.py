@@ -208,6 +208,10 @@ class LlamaCpp:
         model_file(model)
         return kept
 
+    def weights(self, model: ModelFacts) -> tuple[str, ...]:
+        projector = _projector(model)
+        return tuple(file.path for file in (*_parts(model), *((projector,) if projector else ())))
+
     def image(self, gpus: int) -> str:
         return "ghcr.io/ggml-org/llama.cpp:server-cuda" if gpus else "ghcr.io/ggml-org/llama.cpp:server"
 

@@ -25,6 +25,7 @@ class Spec(msgspec.Struct, frozen=True):
     files: tuple[tuple[str, int, str, str], ...]
     """(path, size, sha256, git's sha1)"""
     license: str = ""
+    gated: bool = False
 
 
 def hub_of(token: HubToken | None = None) -> Hub:
@@ -50,7 +51,7 @@ def spec_of(model: HubModel, choice: Choice, patterns: Sequence[str] = ()) -> Sp
             else f"{model.repo} holds no file that could be taken.",
             remedy="Look at its files, and give patterns such as *.gguf.",
         )
-    return Spec(settings.HUB_ENDPOINT, model.repo, model.commit, files, model.license)
+    return Spec(settings.HUB_ENDPOINT, model.repo, model.commit, files, model.license, model.gated)
 
 
 def items(job: ImportJob) -> list[Item]:

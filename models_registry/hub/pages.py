@@ -83,6 +83,7 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
                 name=fetch.cleaned_data["name"],
                 token=asked["token"],
                 limit_bytes_per_second=int(limit * 1e6) if limit else None,
+                by=request.user.get_username(),
                 now=timezone.now(),
             )
             messages.success(request, f"The import of {row} has started.")

@@ -30,6 +30,7 @@ def start_hub_import(
     version: str | None = None,
     token: HubToken | None = None,
     limit_bytes_per_second: int | None = None,
+    by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch a model from the Hub: the row is IMPORTING now, and READY or FAILED later.
@@ -47,7 +48,8 @@ def start_hub_import(
     job = ImportJob(
         hub=msgspec.to_builtins(spec), token=token, limit_bytes_per_second=limit_bytes_per_second, queued_at=now
     )
-    return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}")
+    about = {"imported_by": by, "license": spec.license[:200], "gated": spec.gated}
+    return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}", **about)
 
 
 def save_token(name: str, token: str) -> HubToken:

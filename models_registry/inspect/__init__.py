@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from models_registry.errors import DamagedModel
 from models_registry.inspect.facts import ModelFacts
-from models_registry.inspect.gguf import inspect_gguf
-from models_registry.inspect.safetensors import inspect_safetensors
+from models_registry.inspect.gguf_facts import inspect_gguf
+from models_registry.inspect.hf_facts import inspect_safetensors
+from models_registry.inspect.scanner import scan_files
 from models_registry.models import Format
 
 __all__ = ["ModelFacts", "inspect"]
@@ -16,11 +18,12 @@ _MOST = 2**60  # no model comes near; a database keeps 2**63 - 1
 
 
 def inspect(root: Path, paths: Iterable[str]) -> ModelFacts:
-    """Facts of the model made of the files `paths` (relative, with `/`) below `root`.
+    """Facts of the model made of the files `paths` (relative, with `/`) below `root`, and which of them can run code.
 
     GGUF files win over safetensors when a folder has both. Raises DamagedModel, BadSource (several models in one).
     """
-    facts = _read(root, list(paths))
+    names = list(paths)
+    facts = replace(_read(root, names), scan=scan_files(root, names))
     if max(facts.parameter_count or 0, facts.tensor_bytes) > _MOST:
         raise DamagedModel(f"{facts.entry or 'The model'} claims {facts.parameter_count} parameters.")
     return facts

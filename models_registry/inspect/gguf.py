@@ -7,30 +7,31 @@ touched. Source: the GGUF specification of ggml-org.
 from __future__ import annotations
 
 import mmap
-import re
 import struct
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from models_registry.errors import BadSource, DamagedModel
-from models_registry.inspect.facts import ModelFacts
-from models_registry.inspect.gguf_types import ARRAY, FILE_TYPES, SCALARS, STRING, TENSOR_TYPES
-from models_registry.models import Format
+from models_registry.errors import DamagedModel
+from models_registry.inspect.gguf_types import ARRAY, SCALARS, STRING, TENSOR_TYPES
 
 MAGIC = b"GGUF"
 _MAX_VALUES = 100_000
-_MAX_TENSORS = 1_000_000
-_MAX_STRINGS = 4_000_000  # strings of all arrays together: vocabularies have some 100,000
+_MAX_TENSORS = 100_000  # the largest known have some 3,000
+_MAX_STRINGS = 2_000_000  # strings of all arrays together: vocabularies have some 100,000
+_MAX_LISTS = 10_000  # in lists
+_MAX_NAME_BYTES = 16 << 20  # of all names together
+_MAX_KEPT_BYTES = 8 << 20  # of all values together; beyond it they are only checked
+TEMPLATE = "tokenizer.chat_template"
+_MAX_TEMPLATE_BYTES = 256 << 10
 _MAX_KEY_BYTES = 65_535
 _MAX_KEPT_STRING_BYTES = 4_096
 _MAX_KEPT_ITEMS = 4_096
+_CUT = "ends within its header: it was cut, or altered"
 _MAX_DIMENSIONS = 4
 _MAX_DEPTH = 4
 _MAX_ELEMENTS = 1 << 50
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class _Reader:
         self._size = len(content)
         self._at = 0
         self._strings = 0
+        self._lists = 0
+        self._name_bytes = 0
+        self._kept_bytes = 0
 
     def header(self) -> Header:
         if self._take(4) != MAGIC:
@@ -83,7 +87,12 @@ class _Reader:
         # The smallest tensor info has 8 + 1 + 4 + 8 + 4 + 8 bytes, the smallest value 8 + 1 + 4 + 1.
         if tensor_count > min(_MAX_TENSORS, self._left // 24) or value_count > min(_MAX_VALUES, self._left // 13):
             raise self._damaged(f"claims {tensor_count} tensors and {value_count} values, more than it can hold")
-        values = dict(self._key_value() for _ in range(value_count))
+        values: dict[str, Any] = {}
+        for _ in range(value_count):
+            key, value = self._key_value()
+            if key in values:
+                raise self._damaged(f"gives {key[:80]!r} twice")
+            values[key] = value
         infos = [self._tensor_info() for _ in range(tensor_count)]
         return self._with_data(version, values, infos)
 
@@ -93,12 +102,17 @@ class _Reader:
             raise self._damaged(f"has an alignment of {alignment!r}, which is no power of two")
         data_start = -(-self._at // alignment) * alignment
         data_bytes = max(0, self._size - data_start)
-        tensors = []
+        tensors, spans = [], []
         for name, elements, type_id, offset in infos:
             size_bytes = self._tensor_bytes(name, elements, type_id)
             if offset % alignment or offset + size_bytes > data_bytes:
-                raise self._damaged(f"ends before its tensor {name!r} does: it was cut, or altered")
+                raise self._damaged(f"ends before its tensor {name[:80]!r} does: it was cut, or altered")
             tensors.append(Tensor(name, elements, type_id, size_bytes))
+            spans.append((offset, offset + size_bytes, name))
+        spans.sort()
+        for (_, end, name), (start, _, other) in pairwise(spans):
+            if start < end:
+                raise self._damaged(f"has tensors that overlap: {name[:80]!r} and {other[:80]!r}")
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise self._damaged("names a tensor twice")
         return Header(version, values, tuple(tensors), data_bytes)
@@ -108,7 +122,7 @@ class _Reader:
             return 0
         _, block_elements, block_bytes = TENSOR_TYPES[type_id]
         if elements % block_elements:
-            raise self._damaged(f"has a tensor {name!r} of {elements} values, which its type cannot hold")
+            raise self._damaged(f"has a tensor {name[:80]!r} of {elements} values, which its type cannot hold")
         return elements // block_elements * block_bytes
 
     def _tensor_info(self) -> tuple[str, int, int, int]:
@@ -121,12 +135,15 @@ class _Reader:
             elements *= self._number("Q")
         type_id, offset = self._number("I"), self._number("Q")
         if elements > _MAX_ELEMENTS or type_id > 1000:
-            raise self._damaged(f"has an impossible tensor {name!r}")
+            raise self._damaged(f"has an impossible tensor {name[:80]!r}")
         return name, elements, type_id, offset
 
     def _key_value(self) -> tuple[str, Any]:
         key = self._text(_MAX_KEY_BYTES)
-        return key, self._value(self._number("I"), depth=0)
+        kind = self._number("I")
+        if key == TEMPLATE and kind == STRING:
+            return key, self._short_text(_MAX_TEMPLATE_BYTES)
+        return key, self._value(kind, depth=0)
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in SCALARS:
@@ -142,34 +159,53 @@ class _Reader:
         if count > self._left // 8 or self._strings > _MAX_STRINGS:
             raise self._damaged(f"claims a list of {count} entries, more than it can hold")
         if item_kind == STRING:
-            for _ in range(count):
-                self._skip(self._number("Q"))
+            self._skip_strings(count)
         else:
+            self._lists += count
+            if self._lists > _MAX_LISTS:
+                raise self._damaged(f"claims a list of {count} lists")
             for _ in range(count):
                 self._value(item_kind, depth + 1)
-        return _Skipped(count)
+        return Skipped(count)
 
     def _numbers(self, form: str, count: int) -> Any:
         size_bytes = count * struct.calcsize(f"<{form}")
         if size_bytes > self._left:
             raise self._damaged(f"claims a list of {count} numbers, more than it can hold")
-        if count > _MAX_KEPT_ITEMS:
+        if count > _MAX_KEPT_ITEMS or not self._may_keep(32 * count):
             self._skip(size_bytes)
-            return _Skipped(count)
+            return Skipped(count)
         return list(struct.unpack(f"<{count}{form}", self._take(size_bytes)))
 
-    def _short_text(self) -> Any:
-        """A string; a long one (a chat template) only by its length."""
+    def _skip_strings(self, count: int) -> None:
+        """Of a vocabulary: this is where the time goes."""
+        content, at, size = self._content, self._at, self._size
+        length_of = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at + 8 > size:
+                raise self._damaged(_CUT)
+            at += 8 + length_of(content, at)[0]
+        if at > size:
+            raise self._damaged(_CUT)
+        self._at = at
+
+    def _may_keep(self, size_bytes: int) -> bool:
+        self._kept_bytes += size_bytes
+        return self._kept_bytes <= _MAX_KEPT_BYTES
+
+    def _short_text(self, most_bytes: int = _MAX_KEPT_STRING_BYTES) -> Any:
+        """A string; a long one only by its length."""
         size_bytes = self._number("Q")
-        if size_bytes > _MAX_KEPT_STRING_BYTES:
+        if size_bytes > most_bytes or not self._may_keep(size_bytes + 64):
             self._skip(size_bytes)
-            return _Skipped(size_bytes)
+            return Skipped(size_bytes)
         return self._take(size_bytes).decode("utf-8", errors="replace")
 
     def _text(self, most_bytes: int) -> str:
         size_bytes = self._number("Q")
-        if size_bytes > most_bytes:
-            raise self._damaged(f"has a name of {size_bytes} bytes")
+        self._name_bytes += size_bytes
+        if size_bytes > most_bytes or self._name_bytes > _MAX_NAME_BYTES:
+            raise self._damaged(f"has a name of {size_bytes} bytes, or too many of them")
         return self._take(size_bytes).decode("utf-8", errors="replace")
 
     def _number(self, form: str) -> Any:
@@ -186,7 +222,7 @@ class _Reader:
 
     def _skip(self, size_bytes: int) -> None:
         if size_bytes > self._left:
-            raise self._damaged("ends within its header: it was cut, or altered")
+            raise self._damaged(_CUT)
         self._at += size_bytes
 
     def _damaged(self, what: str) -> DamagedModel:
@@ -194,129 +230,7 @@ class _Reader:
 
 
 @dataclass(frozen=True)
-class _Skipped:
+class Skipped:
     """A value that was checked, but is too long to keep."""
 
     count: int
-
-
-# ------------------------------------------------------------------------------------------------ facts
-
-
-def inspect_gguf(root: Path, paths: Sequence[str]) -> ModelFacts:
-    """Facts of the one model that the GGUF files `paths` below `root` make up.
-
-    Raises DamagedModel (also when a part of a split is missing), BadSource when they are several models.
-    """
-    headers = {path: read_header(root / path) for path in sorted(paths)}
-    projectors = [path for path, header in headers.items() if _is_projector(path, header)]
-    groups = _models(path for path in headers if path not in projectors)
-    if not groups:
-        groups = _models(projectors)
-    if len(groups) > 1:
-        raise BadSource(
-            f"The folder holds {len(groups)} models: {', '.join(sorted(parts[0] for parts in groups))}.",
-            remedy="Import one of the files, or a folder with the parts of one model only.",
-        )
-    parts = groups[0]
-    facts = _facts(parts[0], [headers[path] for path in parts])
-    if projectors and parts[0] not in projectors:
-        facts.more["projector"] = projectors[0]
-    return facts
-
-
-def _is_projector(path: str, header: Header) -> bool:
-    """Whether it is the vision or audio part that goes with a model (`--mmproj`)."""
-    return header.values.get("general.architecture") == "clip" or Path(path).name.lower().startswith("mmproj")
-
-
-def _models(paths: Any) -> list[list[str]]:
-    """Paths grouped into models, the parts of a split in order. Raises DamagedModel when one is missing."""
-    groups: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    for path in paths:
-        match = _SPLIT.fullmatch(path)
-        name = f"{match['stem']} of {match['count']}" if match else path
-        groups.setdefault(name, []).append(path)
-        counts[name] = int(match["count"]) if match else 1
-    for name, parts in groups.items():
-        parts.sort()
-        if len(parts) != counts[name]:
-            raise DamagedModel(
-                f"{parts[0]} is one of {counts[name]} parts, but only {len(parts)} are here.",
-                remedy="Put all parts of the model into one folder, then import that folder.",
-            )
-    return list(groups.values())
-
-
-def _facts(entry: str, headers: list[Header]) -> ModelFacts:
-    values = headers[0].values
-    architecture = _text_of(values.get("general.architecture"))
-    tensors = [tensor for header in headers for tensor in header.tensors]
-    if not architecture or not tensors:
-        raise DamagedModel(f"{entry} says nothing of its architecture or has no tensors: it is not a whole model.")
-
-    def own(key: str) -> int | None:
-        return _int_of(values.get(f"{architecture}.{key}"))
-
-    heads, hidden_size = own("attention.head_count"), own("embedding_length")
-    head_dim = own("attention.key_length") or (hidden_size // heads if heads and hidden_size else None)
-    return ModelFacts(
-        format=Format.GGUF.value,
-        entry=entry,
-        architecture=architecture,
-        parameter_count=sum(tensor.elements for tensor in tensors),
-        context_tokens=own("context_length"),
-        layers=own("block_count"),
-        hidden_size=hidden_size,
-        heads=heads,
-        kv_heads=own("attention.head_count_kv") or heads,
-        head_dim=head_dim,
-        quantization=_quantization(values, tensors),
-        tensor_bytes=sum(tensor.size_bytes for tensor in tensors) or sum(header.data_bytes for header in headers),
-        chat_template="tokenizer.chat_template" in values,
-        more=_more(values, architecture, headers),
-    )
-
-
-def _quantization(values: dict[str, Any], tensors: list[Tensor]) -> str:
-    """Of the whole file, as its maker named it; else the type that holds the most values."""
-    named = FILE_TYPES.get(_int_of(values.get("general.file_type")) or 0) if "general.file_type" in values else None
-    if named:
-        return named
-    elements: Counter[str] = Counter()
-    for tensor in tensors:
-        elements[tensor.type_name] += tensor.elements
-    return elements.most_common(1)[0][0]
-
-
-def _more(values: dict[str, Any], architecture: str, headers: list[Header]) -> dict[str, Any]:
-    vocabulary = values.get("tokenizer.ggml.tokens")
-    found = {
-        "name": _text_of(values.get("general.name")),
-        "license": _text_of(values.get("general.license")),
-        "size_label": _text_of(values.get("general.size_label")),
-        "tokenizer": _text_of(values.get("tokenizer.ggml.model")),
-        "vocabulary": vocabulary.count if isinstance(vocabulary, _Skipped) else None,
-        "value_dim": _int_of(values.get(f"{architecture}.attention.value_length")),
-        "kv_lora_rank": _int_of(values.get(f"{architecture}.attention.kv_lora_rank")),
-        "sliding_window": _int_of(values.get(f"{architecture}.attention.sliding_window")),
-        "feed_forward": _int_of(values.get(f"{architecture}.feed_forward_length")),
-        "experts": _int_of(values.get(f"{architecture}.expert_count")),
-        "pooling": _int_of(values.get(f"{architecture}.pooling_type")),
-        "gguf_version": headers[0].version,
-        "parts": len(headers),
-    }
-    return {key: value for key, value in found.items() if value not in (None, "")}
-
-
-def _text_of(value: Any) -> str:
-    return value[:200] if isinstance(value, str) else ""
-
-
-def _int_of(value: Any) -> int | None:
-    """A count; of a list with one a layer, the largest."""
-    if isinstance(value, list):
-        numbers = [item for item in value if isinstance(item, int)]
-        value = max(numbers, default=None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None

@@ -26,6 +26,7 @@ def start_modelscope_import(
     token: str = "",
     limit_bytes_per_second: int | None = None,
     priority: int = 0,
+    by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch a model from ModelScope: the row is IMPORTING now, and READY or FAILED later.
@@ -54,4 +55,4 @@ def start_modelscope_import(
         queued_at=now,
         **job_fields(scope, repo, wanted, token.strip()),
     )
-    return begin(name, version, job, source=source)
+    return begin(name, version, job, source=source, imported_by=by)

@@ -33,6 +33,7 @@ def start_s3_import(
     patterns: Sequence[str] = (),
     limit_bytes_per_second: int | None = None,
     priority: int = 0,
+    by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch what lies under `s3://bucket/prefix`: the row is IMPORTING now, and READY or FAILED later.
@@ -60,7 +61,7 @@ def start_s3_import(
         queued_at=now,
         **job_fields(bucket, credentials, objects),
     )
-    return begin(name, version, job, source=str(bucket))
+    return begin(name, version, job, source=str(bucket), imported_by=by)
 
 
 def _place(bucket: Bucket, one: S3Object) -> str:

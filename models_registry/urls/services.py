@@ -29,6 +29,7 @@ def start_url_import(
     bearer_token: str = "",
     limit_bytes_per_second: int | None = None,
     priority: int = 0,
+    by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch files from http(s) URLs: the row is IMPORTING now, and READY or FAILED later.
@@ -53,7 +54,7 @@ def start_url_import(
         queued_at=now,
         **job_fields(files, sent),
     )
-    return begin(name, version, job, source=_source(files))
+    return begin(name, version, job, source=_source(files), imported_by=by)
 
 
 def check_host(url: str, name: str) -> None:

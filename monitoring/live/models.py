@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleet.models import Server
+from models_registry.catalog import files_of
 from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import cells, fragment, list_digest
 from monitoring.live.servers import used_at
@@ -14,7 +15,7 @@ MODEL_CELLS = ("state", "size", "facts")
 
 def render_list(ask: Any) -> dict[str, str]:
     found = list_digest(ModelVersion.objects.all())
-    for version in ModelVersion.objects.filter(pk__in=ask.pks).defer("manifest", "metadata"):
+    for version in ModelVersion.objects.filter(pk__in=ask.pks).defer("manifest", "metadata", "scan"):
         found |= cells("model", MODEL_CELLS, version)
     return found
 
@@ -25,7 +26,7 @@ def render_one(ask: Any) -> dict[str, str]:
         return {"model:head": "gone"}
     job = ImportJob.objects.filter(ImportJob.FETCHED, pk=version.pk).first()
     fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
-    files = version.manifest.get("files", [])
+    files = files_of(version)
     return {
         "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),

@@ -82,7 +82,8 @@ def test_a_wrong_field_is_named(api: APIClient, fields: dict, code: str, field: 
 
 
 def test_a_missing_field_and_malformed_json_are_told(api: APIClient) -> None:
-    assert set(problem(api.post(ROOT, {}, format="json"), 400, "invalid")["errors"]) == {"name", "model_version"}
+    assert set(problem(api.post(ROOT, {}, format="json"), 400, "invalid")["errors"]) == {"name"}
+    problem(api.post(ROOT, {"name": "chat"}, format="json"), 400, "invalid_spec")
     problem(api.post(ROOT, "{", content_type="application/json"), 400, "parse_error")
 
 

@@ -54,8 +54,8 @@ def test_a_stopped_deployment_runs_again(version: ModelVersion) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("chat", "none"), "there is no model version 'none'"),
-        (("chat", "smol:v9"), "there is no model version 'smol:v9'"),
+        (("chat", "none"), "There is no model version 'none'"),
+        (("chat", "smol:v9"), "There is no model version 'smol:v9'"),
         (("chat", "smol:late"), "not ready Wait until its import is done"),
         (("no name", "smol"), "name: Letters, digits"),
         (("chat", "smol", "--replicas", "-1"), "replicas: must be a whole number"),

@@ -50,7 +50,8 @@ def test_versions_are_listed_filtered_and_searched(operator, tmp_path):
 def test_a_version_shows_its_files(operator, tmp_path):
     version = make_version(write_gguf(tmp_path))
     shown = operator.get(f"{VERSIONS}{version.pk}/").json()
-    assert shown["files"] == list(version.manifest["files"])
+    assert shown["files"] == [{**file, "flags": []} for file in version.manifest["files"]]
+    assert shown["findings"] == []
     assert shown["parameter_count"] == version.parameter_count
 
 
@@ -58,7 +59,7 @@ def test_lists_cost_a_constant_number_of_queries(operator, tmp_path, django_asse
     def queries(url: str) -> int:
         with django_assert_num_queries(0, exact=False) as captured:
             pass
-        with django_assert_num_queries(4, exact=False) as captured:  # permissions (2), count, rows
+        with django_assert_num_queries(7, exact=False) as captured:  # permissions (2), count, rows, where they fit (3)
             assert operator.get(url).status_code == 200
         return len(captured)
 

@@ -1,4 +1,4 @@
-"""`manage.py deploy NAME MODEL[:VERSION]`: deploy a model version, or update the deployment of that name."""
+"""`manage.py deploy NAME MODEL[:VERSION|@ALIAS]`: deploy a model version, or update the deployment of that name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.utils import timezone
 from deployments import services
 from deployments.models import Deployment
 from deployments.specs import parse_parameters
-from models_registry.models import ModelVersion, VersionState
+from models_registry.aliases import resolve
 from wire.engine import RuntimeKind
 from wire.errors import Problem
 
@@ -24,7 +24,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="public model name, as clients send it")
-        parser.add_argument("model", help="MODEL or MODEL:VERSION; without version: the newest that is ready")
+        parser.add_argument("model", help="MODEL:VERSION, MODEL@ALIAS (followed), or MODEL: the newest that is ready")
         parser.add_argument("--engine", default="llamacpp")
         parser.add_argument("--replicas", type=int, default=1)
         parser.add_argument("--param", action="append", default=[], metavar="K=V", help="engine parameter; repeatable")
@@ -56,8 +56,10 @@ class Command(BaseCommand):
 
 
 def _deploy(options: dict[str, Any]) -> Deployment:
+    named = resolve(options["model"])
     fields = {
-        "model_version": _find_version(options["model"]),
+        "model_version": named.version,
+        "alias": named.alias,
         "engine": options["engine"],
         "replicas": options["replicas"],
         "parameters": parse_parameters(options["engine"], _pairs(options["param"])),
@@ -70,15 +72,6 @@ def _deploy(options: dict[str, Any]) -> Deployment:
     if existing is None:
         return services.create_deployment(name=options["name"], actor="command line", now=now, **fields)
     return services.update_deployment(existing, if_version=None, actor="command line", now=now, **fields)
-
-
-def _find_version(text: str) -> ModelVersion:
-    name, _, version = text.partition(":")
-    rows = ModelVersion.objects.filter(model__name=name).select_related("model").order_by("-created_at")
-    found = rows.filter(version=version).first() if version else rows.filter(state=VersionState.READY).first()
-    if found is None:
-        raise CommandError(f"there is no model version {text!r}. `./stokehold import_model` takes one in.")
-    return found
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import msgspec
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from models_registry.acting import COMMAND_LINE
 from models_registry.errors import RegistryError
 from models_registry.fetching.work import Detail
 from models_registry.importing import start_fetch
@@ -58,7 +59,7 @@ class Command(BaseCommand):
             "limit_bytes_per_second": int(options["limit"] * 1e6) if options["limit"] else None,
         }
         try:
-            row = start_fetch(asked, timezone.now())
+            row = start_fetch(asked, timezone.now(), COMMAND_LINE)
         except RegistryError as error:
             raise CommandError(f"{error.message} {error.remedy}") from error
         self.stdout.write(f"{row}: {row.source}")

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from models_registry.acting import COMMAND_LINE
 from models_registry.errors import RegistryError
 from models_registry.services import import_path
 
@@ -27,7 +28,15 @@ class Command(BaseCommand):
 
     def handle(self, *, name: str | None, path: Path, model_version: str | None, link: bool, **options: Any) -> None:
         try:
-            version = import_path(name, path, version=model_version, link=link, now=timezone.now(), progress=self._show)
+            version = import_path(
+                name,
+                path,
+                version=model_version,
+                link=link,
+                by=COMMAND_LINE,
+                now=timezone.now(),
+                progress=self._show,
+            )
         except RegistryError as error:
             raise CommandError(f"{error.message} {error.remedy}") from error
         self._end_line()

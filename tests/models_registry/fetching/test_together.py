@@ -70,8 +70,8 @@ def test_a_task_whose_import_is_paused_or_gone_does_no_harm(hub: FakeHub) -> Non
     assert states() == {"a": "importing", "b": "ready"}
     fetching.cancel_import(paused)
     assert services.work_on(paused.pk, timezone.now()) == VersionState.FAILED
-    other.delete()
-    assert services.work_on(other.pk or 0, timezone.now()) is None
+    services.delete_version(ModelVersion.objects.get(pk=other.pk))
+    assert services.work_on(other.pk, timezone.now()) is None
 
 
 def test_a_worker_that_lets_go_is_free_for_the_next(hub: FakeHub) -> None:

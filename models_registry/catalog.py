@@ -1,0 +1,91 @@
+"""What people say of versions: notes, tags, that a licence is accepted, that files which can run code are allowed."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import structlog
+from django.conf import settings
+
+from models_registry import tags as tagging
+from models_registry.errors import NothingToAllow, NotReady
+from models_registry.inspect import inspect
+from models_registry.models import Model, ModelVersion, VersionState
+from models_registry.versions import describe, store
+
+log = structlog.get_logger(__name__)
+
+
+def annotate(row: Model | ModelVersion, *, notes: str | None = None, tags: Iterable[str] | None = None) -> None:
+    """Set the notes, the tags, or both. Raises InvalidTag."""
+    if notes is not None:
+        row.notes = notes.strip()
+    if tags is not None:
+        row.tags = tagging.packed(tags)
+    row.save(update_fields=["notes", "tags"])
+
+
+def needs_acceptance(version: ModelVersion) -> bool:
+    """Whether somebody has to accept its licence before it is deployed: its source asks for it, or this installation
+    does (`LICENSES_TO_ACCEPT`, patterns as in a shell)."""
+    license_name = version.license.lower()
+    return version.gated or (
+        bool(license_name) and any(fnmatchcase(license_name, one.lower()) for one in settings.LICENSES_TO_ACCEPT)
+    )
+
+
+def waits_for_acceptance(version: ModelVersion) -> bool:
+    return version.license_accepted_at is None and needs_acceptance(version)
+
+
+def accept_license(version: ModelVersion, *, by: str, now: dt.datetime) -> None:
+    """Note who accepted it; the first one stays. Raises NothingToAllow."""
+    if not needs_acceptance(version):
+        raise NothingToAllow(f"The licence of {version} needs no acceptance.")
+    if version.license_accepted_at is None:
+        version.license_accepted_by, version.license_accepted_at = by[:150], now
+        version.save(update_fields=["license_accepted_by", "license_accepted_at"])
+        log.info("model.license_accepted", model=str(version), license=version.license, by=by)
+
+
+def allow_pickle(version: ModelVersion, *, by: str, now: dt.datetime) -> None:
+    """Let engines load the files of it that can run code. Raises NothingToAllow."""
+    if not version.flagged:
+        raise NothingToAllow(f"{version} holds no file that can run code by being loaded.")
+    if version.pickle_allowed_at is None:
+        version.pickle_allowed_by, version.pickle_allowed_at = by[:150], now
+        version.save(update_fields=["pickle_allowed_by", "pickle_allowed_at"])
+        log.warning("model.pickle_allowed", model=str(version), by=by)
+
+
+def forbid_pickle(version: ModelVersion, *, by: str) -> None:
+    """Take it back, for deployments to come; what runs goes on."""
+    if version.pickle_allowed_at is not None:
+        version.pickle_allowed_by, version.pickle_allowed_at = "", None
+        version.save(update_fields=["pickle_allowed_by", "pickle_allowed_at"])
+        log.warning("model.pickle_forbidden", model=str(version), by=by)
+
+
+def reinspect(version: ModelVersion) -> None:
+    """Read the headers and look through the files of a READY version again: a newer release may see more.
+
+    Raises NotReady, DamagedModel (the row stays as it is).
+    """
+    if version.state != VersionState.READY:
+        raise NotReady(f"{version} is not ready ({version.get_state_display()}).")
+    folder = store().version_path(version.digest)
+    facts = inspect(folder, [file["path"] for file in version.manifest["files"]])
+    describe(version, facts)
+    fields = ("format", "architecture", "quantization", "modality", "license", "scan", "flagged", "metadata")
+    numbers = ("parameter_count", "active_parameter_count", "context_tokens", "layers", "hidden_size")
+    version.save(update_fields=[*fields, *numbers, "heads", "kv_heads", "head_dim"])
+    log.info("model.inspected", model=str(version))
+
+
+def files_of(version: ModelVersion) -> list[dict[str, Any]]:
+    """Files of a version: path, size, sha256, and `flags`: what of them can run code."""
+    flags = {one["path"]: [one["kind"]] for one in (version.scan or {}).get("files", ())}
+    return [{**file, "flags": flags.get(file["path"], [])} for file in version.manifest.get("files", ())]
