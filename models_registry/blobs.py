@@ -22,8 +22,8 @@ from django.utils import timezone
 from fleet.errors import FleetError
 from fleet.models import Role
 from fleet.services import authenticate_node
+from models_registry.locations import find_blob
 from models_registry.models import ModelVersion, VersionState
-from models_registry.services import store
 from wire.errors import WireError
 
 log = structlog.get_logger(__name__)
@@ -129,7 +129,10 @@ async def _chunks(file: BinaryIO, part: ByteRange) -> AsyncIterator[bytes]:
 
 
 def _open(sha256: str) -> tuple[BinaryIO, int]:
-    file = store().blob_path(sha256).open("rb", buffering=0)
+    found = find_blob(sha256)
+    if found is None:
+        raise FileNotFoundError(sha256)
+    file = found.open("rb", buffering=0)
     return file, file.seek(0, 2)
 
 

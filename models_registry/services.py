@@ -6,19 +6,24 @@ import datetime as dt
 import time
 from pathlib import Path
 
-import msgspec
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
 from kombu.exceptions import OperationalError as BrokerError
 
-from models_registry.errors import NotReady, RegistryError, VersionInUse
+from models_registry.errors import LocationUnreachable, NotReady, RegistryError, VersionInUse
 from models_registry.hub import imports
+from models_registry.location_models import StorageLocation
+from models_registry.locations import copies, scrub
+from models_registry.locations import in_place as shared
+from models_registry.locations.clean import clean_all, clean_all_leftovers
+from models_registry.locations.places import writable
+from models_registry.locations.room import choose
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import Progress, Staged
-from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
+from models_registry.store import Progress, Staged, Store
+from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store, store_of
 from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
@@ -38,6 +43,7 @@ def import_path(
     version: str | None = None,
     link: bool = False,
     source: str = "",
+    location: StorageLocation | None = None,
     now: dt.datetime,
     progress: Progress | None = None,
 ) -> ModelVersion:
@@ -46,13 +52,14 @@ def import_path(
     The same files under the same name are the same version: it is returned, whatever `version` says. Without
     `version` the next free number is taken. A failure leaves no row and no file behind.
 
-    Raises BadSource, DamagedModel, NoSpace, InvalidName, VersionTaken.
+    Raises BadSource, DamagedModel, NoSpace, InvalidName, VersionTaken, LocationReadOnly, LocationUnreachable.
     """
     check_name(name, version)
     path = checked_source(path)
-    with store().stage(path, link=link, protected=own_paths(), progress=progress) as staged:
+    place = writable(choose(location))
+    with place.stage(path, link=link, protected=own_paths(), progress=progress) as staged:
         facts = inspect_staged(staged)
-        with store().lock(), transaction.atomic():
+        with place.lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
             row = ready_twin(model, staged) or new_row(model, version, source=source or str(path), now=now)
             publish(row, staged, facts)
@@ -66,31 +73,48 @@ def start_import(
     *,
     version: str | None = None,
     link: bool = False,
+    in_place: bool = False,
     source: str = "",
+    location: StorageLocation | None = None,
     now: dt.datetime,
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
 
-    What can be said at once is: raises BadSource, InvalidName, VersionTaken.
+    `in_place`: nothing is copied, the files stay where they are on the shared storage that is `location`.
+    What can be said at once is: raises BadSource, InvalidName, VersionTaken, QuotaExceeded, LocationReadOnly,
+    LocationUnreachable.
     """
     check_name(name, version)
     path = checked_source(path)
-    scan(path, own_paths())
-    job = ImportJob(path=str(path), link=link, queued_at=now)
+    if in_place:
+        path = shared.check(location, path)
+        scan(path, own_paths())
+        job = ImportJob(path=str(path), in_place=True, location=location, queued_at=now)
+        return begin(name, version, job, source=source or str(path))
+    place = choose(location, sum(file.size_bytes for file in scan(path, own_paths())))
+    job = ImportJob(path=str(path), link=link, location=place, queued_at=now)
     return begin(name, version, job, source=source or str(path))
 
 
 def start_upload(
-    name: str, temporary: Path, file_name: str, *, version: str | None = None, now: dt.datetime
+    name: str,
+    temporary: Path,
+    file_name: str,
+    *,
+    version: str | None = None,
+    location: StorageLocation | None = None,
+    now: dt.datetime,
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
     check_name(name, version)
-    kept = store().keep_upload(temporary, file_name)
-    job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
+    place = choose(location, temporary.stat().st_size)
+    uploads = store()
+    kept = uploads.keep_upload(temporary, file_name)
+    job = ImportJob(path=str(kept), link=True, upload=True, location=place, queued_at=now)
     try:
         return begin(name, version, job, source=f"upload of {file_name}")
     except Exception:
-        store().drop_upload(kept)
+        uploads.drop_upload(kept)
         raise
 
 
@@ -99,8 +123,13 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
 
     Returns the state it ended in, None when the row is gone. IMPORTING: another worker is at it.
     """
-    with store().import_lock(str(version_id)) as mine:
-        row = ModelVersion.objects.select_related("model", "job").filter(pk=version_id).first()
+    job = ImportJob.objects.select_related("location").filter(pk=version_id).first()
+    try:
+        lock = (store_of(job) if job else store()).import_lock(str(version_id))
+    except LocationUnreachable as error:
+        return fail_import(job.version, error) if job else None
+    with lock as mine:
+        row = ModelVersion.objects.select_related("model", "job__location").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
             return VersionState(row.state) if row else None
         if row.job.attempts >= MAX_ATTEMPTS and not _has_moved(row.job):
@@ -137,7 +166,9 @@ def heal_imports(now: dt.datetime) -> int:
     worker only after the visibility timeout, hours later. After MAX_ATTEMPTS an import is called failed.
     """
     started = 0
-    for job in ImportJob.objects.select_related("version__model").filter(version__state=VersionState.IMPORTING):
+    for job in ImportJob.objects.select_related("version__model", "location").filter(
+        version__state=VersionState.IMPORTING
+    ):
         if not _is_orphaned(job, now):
             continue
         if job.attempts >= MAX_ATTEMPTS and not _has_moved(job):
@@ -153,7 +184,7 @@ def heal_imports(now: dt.datetime) -> int:
 
 def expire_imports(now: dt.datetime) -> int:
     """Call imports failed that are not done in IMPORT_DEADLINE."""
-    store().clean_leftovers()
+    clean_all_leftovers()
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
     moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes
     rows = list(late.exclude(moving).select_related("model"))
@@ -195,13 +226,8 @@ def delete_version(version: ModelVersion) -> None:
 
 
 def clean_store() -> int:
-    """Remove files that no version needs, and what interrupted imports left. Bytes freed."""
-    store_ = store()
-    store_.clean_leftovers()
-    with store_.lock():
-        manifests = dict(ModelVersion.objects.exclude(digest="").values_list("digest", "manifest"))
-        blobs = {file["sha256"] for manifest in manifests.values() for file in manifest.get("files", ())}
-        return store_.delete_unreferenced(manifests, blobs)
+    """Remove files that no version needs, and what interrupted imports left, everywhere. Bytes freed."""
+    return clean_all()
 
 
 def delete_model(model: Model) -> None:
@@ -213,21 +239,22 @@ def delete_model(model: Model) -> None:
 
 def manifest_of(version: ModelVersion) -> Manifest:
     """Files of a READY version, as they travel to agents. Raises NotReady."""
-    if version.state != VersionState.READY:
-        raise NotReady(f"{version} is not ready ({version.get_state_display()}).")
-    return msgspec.convert(version.manifest, Manifest)
+    return copies.manifest_of(version)
 
 
 def verify_version(version: ModelVersion) -> list[str]:
-    """Paths of a READY version whose bytes in the store are not what they should be; reads all of them."""
-    return store().verify(manifest_of(version))
+    """Paths of a READY version whose bytes in some copy within reach are not what they should be; reads all."""
+    manifest_of(version)
+    bad = (one["path"] for copy in copies.copies_of(version) for one in scrub.bad_files(copy))
+    return sorted(set(bad))
 
 
 # ------------------------------------------------------------------------------------------------ parts
 
 
 def begin(name: str, version: str | None, job: ImportJob, *, source: str) -> ModelVersion:
-    """A row that is IMPORTING, and a worker told to do its job. Raises VersionTaken."""
+    """A row that is IMPORTING, and a worker told to do its job. Raises VersionTaken, and as `choose` does."""
+    job.location = job.location or choose(None)
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
         row = new_row(model, version, source=source, now=job.queued_at)
@@ -249,19 +276,23 @@ def _enqueue(row: ModelVersion) -> None:
 
 def _take_in(row: ModelVersion, job: ImportJob) -> None:
     """Files into the store, row READY. Paths are checked again: a link may lead elsewhere since the request."""
+    if job.in_place:
+        shared.take_in(row, job, _row_progress(row.pk))
+        return
+    place = store_of(job)
     if job.hub is not None:
-        with store().stage_files(imports.fetch(row, job)) as staged:
+        with place.stage_files(imports.fetch(row, job)) as staged:
             _publish(row, staged)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
-    with store().stage(path, link=job.link, protected=protected, progress=_row_progress(row.pk)) as staged:
+    with place.stage(path, link=job.link, protected=protected, progress=_row_progress(row.pk)) as staged:
         _publish(row, staged)
 
 
 def _publish(row: ModelVersion, staged: Staged) -> None:
     facts = inspect_staged(staged)
-    with store().lock(), transaction.atomic():
+    with staged.store.lock(), transaction.atomic():
         publish_importing(row, staged, facts)
 
 
@@ -280,8 +311,11 @@ def _is_orphaned(job: ImportJob, now: dt.datetime) -> bool:
     """Whether no worker has it any more, or none got it in time."""
     if job.started_at is None:
         return now - job.queued_at >= QUEUED_AT_MOST
-    with store().import_lock(str(job.pk)) as mine:
-        return mine
+    try:
+        with store_of(job).import_lock(str(job.pk)) as mine:
+            return mine
+    except LocationUnreachable:
+        return False  # until its disk is there again
 
 
 def _lost(job: ImportJob) -> RegistryError:
@@ -294,7 +328,8 @@ def _lost(job: ImportJob) -> RegistryError:
 def _forget(job: ImportJob) -> None:
     ImportJob.objects.filter(pk=job.pk).delete()
     if job.upload:
-        store().drop_upload(Path(job.path))
+        kept = Path(job.path)
+        Store(kept.parents[2]).drop_upload(kept)  # of the location that was the default one then
 
 
 def _row_progress(version_id: int) -> Progress:

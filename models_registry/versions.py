@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
 
 import msgspec
-from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from models_registry.errors import RegistryError, VersionTaken
 from models_registry.inspect import ModelFacts, inspect
-from models_registry.models import Model, ModelVersion, VersionState
+from models_registry.location_models import StorageLocation
+from models_registry.locations.copies import put
+from models_registry.locations.places import builtin, default, reach
+from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.store import Staged, Store
 from wire.manifest import Manifest
 
@@ -19,9 +20,14 @@ _MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to co
 _MAX_TEXT = 200
 
 
-def store() -> Store:
-    """This installation's store."""
-    return Store(Path(settings.MODEL_STORE_DIR))
+def store(location: StorageLocation | None = None) -> Store:
+    """The store of a location; without one, that of the default location. Raises LocationUnreachable."""
+    return reach(location or default())
+
+
+def store_of(job: ImportJob) -> Store:
+    """The store that an import goes to; jobs of the previous release name none. Raises LocationUnreachable."""
+    return reach(job.location or builtin())
 
 
 def inspect_staged(staged: Staged) -> ModelFacts:
@@ -71,22 +77,28 @@ def _free_version(model: Model, version: str) -> None:
 
 def publish(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
     """Files in place, row READY: called with the store's lock held, in a transaction. Repeating it repairs."""
-    store().publish(staged)
-    _describe(row, staged.manifest, facts)
+    describe(row, staged.manifest, facts)
     row.save()
+    put(row, staged)
 
 
 def publish_importing(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
     """`publish` for a row that was made earlier. Raises RegistryError when it is not waited for any more."""
-    row.refresh_from_db()
-    if row.state != VersionState.IMPORTING:
-        raise RegistryError(f"The import of {row} was ended meanwhile.")
-    if twin := ready_twin(row.model, staged):
-        raise VersionTaken(f"The same files are here already, as {twin}.", remedy="Use that version.")
+    check_importing(row, staged.manifest)
     publish(row, staged, facts)
 
 
-def _describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
+def check_importing(row: ModelVersion, manifest: Manifest) -> None:
+    """Raises RegistryError when the row is not waited for any more, VersionTaken when it is here already."""
+    row.refresh_from_db()
+    if row.state != VersionState.IMPORTING:
+        raise RegistryError(f"The import of {row} was ended meanwhile.")
+    if twin := row.model.versions.filter(state=VersionState.READY, digest=manifest.digest).first():
+        raise VersionTaken(f"The same files are here already, as {twin}.", remedy="Use that version.")
+
+
+def describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
+    """Write what it is into a row that becomes READY; it is not saved."""
     row.state, row.progress, row.error = VersionState.READY, 1.0, ""
     row.manifest = msgspec.to_builtins(manifest)
     row.digest, row.size_bytes = manifest.digest, manifest.size_bytes

@@ -29,6 +29,8 @@ MODEL_STORE_DIR = HOME.models
 HUB_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TOKEN = os.environ.get("HF_TOKEN", "")
 HUB_CONNECTIONS = 16
+SCRUB_EVERY_DAYS = float(os.environ.get("STOKEHOLD_SCRUB_DAYS") or 30)  # each copy of a model is read again; 0: never
+SCRUB_BYTES_PER_SECOND = int(os.environ.get("STOKEHOLD_SCRUB_BYTES_PER_SECOND") or 100_000_000)  # at most; 0: no limit
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))
 GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))

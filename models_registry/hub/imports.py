@@ -23,7 +23,8 @@ from models_registry.errors import BadSource, ImportCancelled, RegistryError
 from models_registry.hub.choose import Choice, chosen
 from models_registry.hub.client import Hub, HubFile, HubModel
 from models_registry.models import HubToken, ImportJob, ModelVersion
-from models_registry.versions import store
+from models_registry.store import Store
+from models_registry.versions import store_of
 from wire.manifest import ManifestFile
 
 log = structlog.get_logger(__name__)
@@ -87,11 +88,11 @@ def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
     spec = msgspec.convert(job.hub, Spec)
     hub = Hub(spec.endpoint, settings.HUB_TOKEN if job.token is None else unseal(job.token.sealed_token))
     files = [HubFile(path, size, sha256, git_sha1) for path, size, sha256, git_sha1 in spec.files]
-    store_ = store()
+    store_ = store_of(job)
     missing = [file for file in files if not (file.sha256 and store_.blob_path(file.sha256).exists())]
     wanted = [
         Wanted(
-            path=_place(file),
+            path=_place(store_, file),
             size=file.size,
             remote=Remote(hub.url(spec.repo, spec.commit, file.path), hub.headers, has_hash=True, name=file.path),
             sha256=file.sha256,
@@ -108,14 +109,14 @@ def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
                 size_bytes=file.size,
                 sha256=done[file].sha256 if file in done else file.sha256,
             ),
-            _place(file) if file in done else store_.blob_path(file.sha256),
+            _place(store_, file) if file in done else store_.blob_path(file.sha256),
         )
         for file in files
     ]
 
 
-def _place(file: HubFile) -> Path:
-    return store().downloads / (file.sha256 or f"git-{file.git_sha1}-{file.size}")
+def _place(store: Store, file: HubFile) -> Path:
+    return store.downloads / (file.sha256 or f"git-{file.git_sha1}-{file.size}")
 
 
 def _fetch(row: ModelVersion, job: ImportJob, wanted: list[Wanted], have: int) -> list[Done]:

@@ -14,10 +14,12 @@ from fleet.sealed import seal
 from models_registry.errors import ImportCancelled, InvalidToken, NotReady, TokenNameTaken
 from models_registry.hub.choose import Choice
 from models_registry.hub.imports import look_up, spec_of
+from models_registry.location_models import StorageLocation
+from models_registry.locations.room import choose
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 from models_registry.services import begin, fail_import
 from models_registry.sources import check_name
-from models_registry.versions import store
+from models_registry.versions import store, store_of
 
 log = structlog.get_logger(__name__)
 
@@ -32,13 +34,15 @@ def start_hub_import(
     version: str | None = None,
     token: HubToken | None = None,
     limit_bytes_per_second: int | None = None,
+    location: StorageLocation | None = None,
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch a model from the Hub: the row is IMPORTING now, and READY or FAILED later.
 
     The commit is fixed here; what the branch becomes meanwhile does not matter. `paths` are the files to take, else
     those that match `patterns`, else the sensible ones. `name`: by default the repository's.
-    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken.
+    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken, QuotaExceeded,
+    LocationReadOnly, LocationUnreachable.
     """
     name = name or repo
     check_name(name, version)
@@ -47,7 +51,11 @@ def start_hub_import(
         choice = Choice(tuple(paths), "those that were chosen")
     spec = spec_of(model, choice, patterns)
     job = ImportJob(
-        hub=msgspec.to_builtins(spec), token=token, limit_bytes_per_second=limit_bytes_per_second, queued_at=now
+        hub=msgspec.to_builtins(spec),
+        token=token,
+        limit_bytes_per_second=limit_bytes_per_second,
+        location=choose(location, sum(size for _, size, *_ in spec.files)),
+        queued_at=now,
     )
     return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}")
 
@@ -69,7 +77,10 @@ def cancel_import(row: ModelVersion) -> None:
     """End an import; what was fetched stays for a week, for the next one. Raises NotReady."""
     if not _jobs(row).update(cancelled=True, paused=False):
         raise _not_fetched(row)
-    with store().import_lock(str(row.pk)) as mine:  # else its worker sees it within a second
+    job = ImportJob.objects.select_related("location").filter(pk=row.pk).first()
+    with (store_of(job) if job else store()).import_lock(
+        str(row.pk)
+    ) as mine:  # else its worker sees it within a second
         if mine:
             fail_import(row, ImportCancelled("The import was cancelled."))
     log.info("model.import_cancelled", model=str(row))
