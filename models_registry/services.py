@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -23,7 +24,16 @@ from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
 from models_registry.store import Progress, Staged, Store
-from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store, store_of
+from models_registry.versions import (
+    import_lock,
+    inspect_staged,
+    new_row,
+    publish,
+    publish_importing,
+    ready_twin,
+    store,
+    store_of,
+)
 from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
@@ -123,11 +133,14 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
 
     Returns the state it ended in, None when the row is gone. IMPORTING: another worker is at it.
     """
-    job = ImportJob.objects.select_related("location").filter(pk=version_id).first()
+    job = ImportJob.objects.select_related("version__model", "location").filter(pk=version_id).first()
+    if job is None:
+        state = ModelVersion.objects.filter(pk=version_id).values_list("state", flat=True).first()
+        return VersionState(state) if state else None
     try:
-        lock = (store_of(job) if job else store()).import_lock(str(version_id))
+        lock = import_lock(job)
     except LocationUnreachable as error:
-        return fail_import(job.version, error) if job else None
+        return fail_import(job.version, error)
     with lock as mine:
         row = ModelVersion.objects.select_related("model", "job__location").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
@@ -245,8 +258,11 @@ def manifest_of(version: ModelVersion) -> Manifest:
 def verify_version(version: ModelVersion) -> list[str]:
     """Paths of a READY version whose bytes in some copy within reach are not what they should be; reads all."""
     manifest_of(version)
-    bad = (one["path"] for copy in copies.copies_of(version) for one in scrub.bad_files(copy))
-    return sorted(set(bad))
+    bad: set[str] = set()
+    for copy in copies.copies_of(version):
+        with suppress(LocationUnreachable):
+            bad.update(one["path"] for one in scrub.bad_files(copy))
+    return sorted(bad)
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -312,7 +328,7 @@ def _is_orphaned(job: ImportJob, now: dt.datetime) -> bool:
     if job.started_at is None:
         return now - job.queued_at >= QUEUED_AT_MOST
     try:
-        with store_of(job).import_lock(str(job.pk)) as mine:
+        with import_lock(job) as mine:
             return mine
     except LocationUnreachable:
         return False  # until its disk is there again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import AbstractContextManager
 
 import msgspec
 from django.db import IntegrityError, transaction
@@ -11,9 +12,9 @@ from models_registry.errors import RegistryError, VersionTaken
 from models_registry.inspect import ModelFacts, inspect
 from models_registry.location_models import StorageLocation
 from models_registry.locations.copies import put
-from models_registry.locations.places import builtin, default, reach
+from models_registry.locations.places import builtin, default, reach, run_folder
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
-from models_registry.store import Staged, Store
+from models_registry.store import Staged, Store, held
 from wire.manifest import Manifest
 
 _MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to count on from
@@ -28,6 +29,16 @@ def store(location: StorageLocation | None = None) -> Store:
 def store_of(job: ImportJob) -> Store:
     """The store that an import goes to; jobs of the previous release name none. Raises LocationUnreachable."""
     return reach(job.location or builtin())
+
+
+def import_lock(job: ImportJob) -> AbstractContextManager[bool]:
+    """Whether this process may do an import: `Store.import_lock` of where it goes. Raises LocationUnreachable.
+
+    Of one in place it lies elsewhere: nothing is written where the files are.
+    """
+    if job.in_place:
+        return held(run_folder() / f"import-{job.pk}.lock")
+    return store_of(job).import_lock(str(job.pk))
 
 
 def inspect_staged(staged: Staged) -> ModelFacts:

@@ -19,7 +19,7 @@ from models_registry.locations.room import choose
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 from models_registry.services import begin, fail_import
 from models_registry.sources import check_name
-from models_registry.versions import store, store_of
+from models_registry.versions import import_lock
 
 log = structlog.get_logger(__name__)
 
@@ -77,12 +77,10 @@ def cancel_import(row: ModelVersion) -> None:
     """End an import; what was fetched stays for a week, for the next one. Raises NotReady."""
     if not _jobs(row).update(cancelled=True, paused=False):
         raise _not_fetched(row)
-    job = ImportJob.objects.select_related("location").filter(pk=row.pk).first()
-    with (store_of(job) if job else store()).import_lock(
-        str(row.pk)
-    ) as mine:  # else its worker sees it within a second
-        if mine:
-            fail_import(row, ImportCancelled("The import was cancelled."))
+    for job in ImportJob.objects.select_related("location").filter(pk=row.pk):
+        with import_lock(job) as mine:  # else its worker sees it within a second
+            if mine:
+                fail_import(row, ImportCancelled("The import was cancelled."))
     log.info("model.import_cancelled", model=str(row))
 
 

@@ -22,6 +22,7 @@ from models_registry.locations.copies import MISSING, manifest_of, note_bad
 from models_registry.locations.find import forget_places, is_as_hashed
 from models_registry.locations.places import reach, why_unreachable
 from models_registry.locations.sources import Note
+from models_registry.signals import store_damaged
 from models_registry.store import Store
 from wire.manifest import ManifestFile
 
@@ -36,15 +37,17 @@ _NICENESS = 15
 DIFFERS = "is not what it was"
 
 
-def bad_files(copy: VersionCopy, read: Read | None = None) -> Iterator[dict[str, str]]:
-    """What is wrong with a copy; reads every byte. Nothing of a copy that is out of reach, or goes meanwhile."""
-    try:
-        store = reach(copy.location)
-        for file in manifest_of(copy.version).files:
-            if found := check_file(copy, store, file, read or sha256_of):
-                yield found
-    except LocationUnreachable:
-        log.warning("copy.not_verified", copy=str(copy))
+def bad_files(copy: VersionCopy) -> list[dict[str, str]]:
+    """What is wrong with a copy; reads every byte, as fast as it goes. Raises LocationUnreachable."""
+    store, files = reach(copy.location), manifest_of(copy.version).files
+    return [found for file in files if (found := check_file(copy, store, file, sha256_of))]
+
+
+def verify_now(copy: VersionCopy, now: dt.datetime) -> list[dict[str, str]]:
+    """`bad_files`, noted."""
+    bad = bad_files(copy)
+    note_verified(copy, bad, now)
+    return bad
 
 
 def verify(job: StorageJob, note: Note, bytes_per_second: int | None) -> VersionCopy:
@@ -142,6 +145,7 @@ def look_in_place(copy: VersionCopy) -> None:
     note_bad(copy, [*copy.bad, *more])
     forget_places()
     log.error("store.damaged", copy=str(copy), problem=copy.problem)
+    store_damaged.send(VersionCopy, copy=copy, now=timezone.now())
 
 
 def what_changed(path: Path, noted: InPlaceFile) -> str:
