@@ -24,6 +24,7 @@ from rest_framework.views import APIView
 from models_registry import blobs, services
 from models_registry.hub import imports
 from models_registry.hub import services as hub
+from models_registry.locations import api as locations
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
 from models_registry.serializers import (
     HubHitSerializer,
@@ -116,14 +117,16 @@ class ModelVersionsViewSet(
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
         name, number, now = asked.get("model", ""), asked.get("version"), timezone.now()
+        where = {"location": asked.get("location"), "now": now}
         if repo := asked.get("repo"):
             chosen = {field: asked[field] for field in ("revision", "patterns")}
             more = {field: asked.get(field) for field in ("token", "limit_bytes_per_second")}
-            return hub.start_hub_import(repo, name=name, version=number, now=now, **chosen, **more)
+            return hub.start_hub_import(repo, name=name, version=number, **where, **chosen, **more)
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
-            return services.start_upload(name, temporary, upload.name, version=number, now=now)
-        return services.start_import(name, asked["path"], version=number, link=asked["link"], now=now)
+            return services.start_upload(name, temporary, upload.name, version=number, **where)
+        how = {field: asked[field] for field in ("link", "in_place")}
+        return services.start_import(name, asked["path"], version=number, **how, **where)
 
     def perform_destroy(self, instance: ModelVersion) -> None:
         services.delete_version(instance)
@@ -235,6 +238,7 @@ def register(router: BaseRouter) -> None:
     router.register("models", ModelsViewSet)
     router.register("model-versions", ModelVersionsViewSet)
     router.register("hub-tokens", HubTokensViewSet)
+    locations.register(router)
 
 
 urlpatterns = [

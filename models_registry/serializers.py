@@ -10,6 +10,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from models_registry.hub.imports import Detail
+from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
 
 
@@ -86,6 +87,15 @@ class ImportSerializer(serializers.Serializer):
     path = serializers.CharField(required=False, help_text="A file or folder on the master's machine.")
     file = serializers.FileField(required=False, help_text="One file, in multipart form data, in place of `path`.")
     link = serializers.BooleanField(default=False, help_text="Hard-link instead of copying, where possible.")
+    location = serializers.SlugRelatedField(
+        slug_field="name",
+        queryset=StorageLocation.objects.all(),
+        required=False,
+        help_text="Name of the storage location it goes to; default: the default one.",
+    )
+    in_place = serializers.BooleanField(
+        default=False, help_text="Leave the files at `path` where they are: on the shared storage of `location`."
+    )
     repo = serializers.CharField(max_length=200, required=False, help_text="Of the Hub, in place of `path`: org/name.")
     revision = serializers.CharField(max_length=200, default="main", help_text="Branch, tag or commit of `repo`.")
     patterns = serializers.ListField(
@@ -107,6 +117,8 @@ class ImportSerializer(serializers.Serializer):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if sum(name in attrs for name in ("path", "file", "repo")) != 1:
             raise serializers.ValidationError("Give either `path`, `file` or `repo`.")
+        if attrs["in_place"] and "path" not in attrs:
+            raise serializers.ValidationError({"in_place": ["Give the `path` of the files."]})
         if "repo" not in attrs and not attrs.get("model"):
             raise serializers.ValidationError({"model": ["This field is required."]})
         return attrs

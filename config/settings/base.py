@@ -215,6 +215,10 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "NodeRoleEnum": "fleet.models.Role",
         "ModelVersionStateEnum": "models_registry.models.VersionState",
+        "CopyStateEnum": "models_registry.location_models.CopyState",
+        "LocationKindEnum": "models_registry.location_models.LocationKind",
+        "StorageJobKindEnum": "models_registry.location_models.JobKind",
+        "StorageJobStateEnum": "models_registry.location_models.JobState",
         "EndpointGroupEnum": [(group, group) for group in ENDPOINT_GROUPS],
     },
 }

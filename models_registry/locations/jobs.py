@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import structlog
 from django.conf import settings
@@ -36,6 +37,7 @@ from models_registry.store import held
 log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 3
+AT_ONCE = 2
 QUEUED_AT_MOST = dt.timedelta(minutes=10)
 KEPT = dt.timedelta(days=7)
 """How long what a job came to can be read."""
@@ -66,9 +68,26 @@ def start_move(copy: VersionCopy, location: StorageLocation, *, now: dt.datetime
             remedy="Copy it, then delete the copy in place: its files stay.",
         )
     writable(copy.location)
-    _check_target(copy.version, location)
+    if location == copy.location or not _has_whole_copy(copy.version, location):
+        _check_target(copy.version, location)
     job = StorageJob(kind=JobKind.MOVE, version=copy.version, location=location, source=copy.location, queued_at=now)
     return _start(job)
+
+
+def start_moves(source: StorageLocation, location: StorageLocation, *, now: dt.datetime) -> list[StorageJob]:
+    """Move every version that lies in `source`, and not in a folder of somebody else; those that are there go first.
+
+    Raises as `start_move` when all together do not go in; a version with work under way is left out.
+    """
+    rows = room.stored_copies(source).filter(version__state=VersionState.READY)
+    rows = rows.exclude(version__storage_jobs__state__in=UNDER_WAY).select_related("version__model", "location")
+    found = list(rows.order_by("version__size_bytes", "pk"))
+    store = writable(location)
+    files = [file for copy in found for file in manifest_of(copy.version).files]
+    more_bytes = room.new_bytes(location, files)
+    room.check_quota(location, more_bytes)
+    room.check_disk(location, store, more_bytes)
+    return [start_move(copy, location, now=now) for copy in found]
 
 
 def start_verify(copy: VersionCopy, *, now: dt.datetime) -> StorageJob:
@@ -89,12 +108,12 @@ def cancel_job(job: StorageJob) -> None:
 def finish_job(job_id: int, now: dt.datetime) -> JobState | None:
     """The worker's part; calling it again, or after a killed worker, is harmless.
 
-    The state it ended in; None when the row is gone. Under way: another worker is at it.
+    The state it ended in; None when the row is gone. Under way: another worker is at it, or others come first.
     """
-    with held(run_folder() / f"{job_id}.lock") as mine:
+    with held(run_folder() / f"{job_id}.lock") as mine, _slot() as free:
         rows = StorageJob.objects.select_related("version__model", "location", "source")
         job = rows.filter(pk=job_id).first()
-        if job is None or not job.is_under_way or not mine:
+        if job is None or not job.is_under_way or not mine or not free:
             return JobState(job.state) if job else None
         if job.attempts >= MAX_ATTEMPTS and job.done_bytes <= job.seen_bytes:
             return _end(job, JobState.FAILED, _lost(job))
@@ -113,6 +132,20 @@ def finish_job(job_id: int, now: dt.datetime) -> JobState | None:
         finally:
             forget_places()
         return _end(job, JobState.DONE)
+
+
+@contextmanager
+def _slot() -> Iterator[bool]:
+    """Whether this one may be done now: a few at once, for a worker has other things to do than to move files."""
+    with ExitStack() as stack:
+        locks = (run_folder() / f"slot-{number}.lock" for number in range(AT_ONCE))
+        yield any(stack.enter_context(held(lock)) for lock in locks)
+
+
+def start_next() -> None:
+    """Some work has ended: there is a free place for what has waited longest."""
+    if job := StorageJob.objects.filter(state=JobState.QUEUED).order_by("queued_at", "pk").first():
+        _enqueue(job)
 
 
 def heal_jobs(now: dt.datetime) -> int:
@@ -164,6 +197,10 @@ def _check_target(version: ModelVersion, location: StorageLocation) -> None:
     more_bytes = room.new_bytes(location, manifest.files)
     room.check_quota(location, more_bytes)
     room.check_disk(location, store, more_bytes)
+
+
+def _has_whole_copy(version: ModelVersion, location: StorageLocation) -> bool:
+    return copies_of(version).filter(location=location, state=CopyState.WHOLE).exists()
 
 
 def _start(job: StorageJob) -> StorageJob:

@@ -6,6 +6,7 @@ from celery import shared_task
 from celery.schedules import crontab
 from django.utils import timezone
 
+from models_registry.location_models import UNDER_WAY
 from models_registry.locations import jobs, services
 from models_registry.locations.repair import repair_all
 
@@ -14,6 +15,8 @@ from models_registry.locations.repair import repair_all
 def storage_job(job_id: int) -> str:
     """Safe to be delivered again: it goes on where the last one was, and does nothing when it is done."""
     state = jobs.finish_job(job_id, timezone.now())
+    if state not in UNDER_WAY:
+        jobs.start_next()
     return state.value if state else "gone"
 
 

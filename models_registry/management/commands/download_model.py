@@ -14,6 +14,7 @@ from django.utils import timezone
 from models_registry.errors import RegistryError
 from models_registry.hub.imports import Detail
 from models_registry.hub.services import start_hub_import
+from models_registry.management.locations import location_called
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 
 _LOOK_S = 0.5
@@ -33,6 +34,7 @@ class Command(BaseCommand):
         parser.add_argument("--model-version", help="default: the next free number")
         parser.add_argument("--token", help="name of a Hub token that was saved before; default: HF_TOKEN")
         parser.add_argument("--limit", type=float, metavar="MB/S", help="not faster than this")
+        parser.add_argument("--location", help="name of the storage location it goes to; default: the default one")
         parser.add_argument("--no-wait", action="store_true", help="start it, and leave")
 
     def handle(self, *, repo: str, **options: Any) -> None:
@@ -45,6 +47,7 @@ class Command(BaseCommand):
                 version=options["model_version"],
                 token=self._token(options["token"]),
                 limit_bytes_per_second=int(options["limit"] * 1e6) if options["limit"] else None,
+                location=location_called(options["location"]) if options["location"] else None,
                 now=timezone.now(),
             )
         except RegistryError as error:
