@@ -19,6 +19,8 @@ from django.utils import timezone
 
 from models_registry import services
 from models_registry.hub import pages
+from models_registry.location_models import StorageLocation
+from models_registry.locations import pages as locations
 from models_registry.models import NAME, ImportJob, ModelVersion
 from templates.base import PageAdmin, told
 from templates.cells import cell
@@ -40,6 +42,14 @@ class ImportForm(PageForm):
         required=False,
         label="Hard-link instead of copying",
         help_text="Quick and takes no space, when on the same disk.",
+    )
+    in_place = forms.BooleanField(
+        required=False,
+        label="Leave it in place",
+        help_text="For a folder on shared storage that servers mount too: nothing is copied.",
+    )
+    location = forms.ModelChoiceField(
+        StorageLocation.objects.all(), required=False, to_field_name="name", empty_label="the default location"
     )
     upload = forms.FileField(required=False, label="Or upload one file", help_text="A GGUF file of this computer.")
 
@@ -116,6 +126,7 @@ class ModelVersionAdmin(PageAdmin):
             used_by=names,
             job=ImportJob.objects.filter(pk=row.pk, hub__isnull=False).first(),
             may_import=self.has_add_permission(request),
+            may_copy=request.user.has_perm("models_registry.add_versioncopy"),
             may_delete=self.has_delete_permission(request, row),
         )
 
@@ -127,6 +138,7 @@ class ModelVersionAdmin(PageAdmin):
                 for verb in ("pause", "resume", "cancel")
             ),
             self.route("<str:object_id>/delete/", self.delete_page, "delete_page"),
+            *locations.copy_urls(self),
         ]
 
     def delete_page(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -158,13 +170,14 @@ class ModelVersionAdmin(PageAdmin):
 
 
 def _start(asked: dict[str, Any]) -> ModelVersion:
-    version, now = asked["version"] or None, timezone.now()
+    version, where = asked["version"] or None, {"location": asked["location"], "now": timezone.now()}
     if asked["upload"] is None:
-        return services.start_import(asked["name"], Path(asked["path"]), version=version, link=asked["link"], now=now)
+        how = {"version": version, "link": asked["link"], "in_place": asked["in_place"]}
+        return services.start_import(asked["name"], Path(asked["path"]), **how, **where)
     upload: UploadedFile = asked["upload"]
     kept = _on_disk(upload)
     try:
-        return services.start_upload(asked["name"], kept, upload.name or "model.gguf", version=version, now=now)
+        return services.start_upload(asked["name"], kept, upload.name or "model.gguf", version=version, **where)
     finally:
         kept.unlink(missing_ok=True)  # moved away unless it was refused
 

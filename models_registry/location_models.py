@@ -68,6 +68,11 @@ class StorageLocation(models.Model):
         return self.root if self.kind == LocationKind.STORE else self.root / OWN_FOLDER / self.uid.hex
 
     @property
+    def disk_used_bytes(self) -> int | None:
+        """Of the whole disk, by whomever."""
+        return None if self.total_bytes is None or self.free_bytes is None else self.total_bytes - self.free_bytes
+
+    @property
     def seen_root(self) -> Path:
         """`root` as servers see it."""
         return Path(self.server_path) if self.server_path else self.root

@@ -16,6 +16,7 @@ from django.utils.html import format_html
 from models_registry.errors import RegistryError
 from models_registry.hub import imports, services
 from models_registry.hub.choose import variants
+from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, ModelVersion
 from templates.base import PageAdmin, told, words_of
 from templates.forms import PageForm
@@ -49,6 +50,9 @@ class FetchForm(PageForm):
     limit_mb = forms.FloatField(
         required=False, min_value=0.01, label="Not faster than (MB/s)", help_text="Empty: as fast as it goes."
     )
+    location = forms.ModelChoiceField(
+        StorageLocation.objects.all(), required=False, to_field_name="name", empty_label="the default location"
+    )
 
 
 def hub_page(page: PageAdmin, request: HttpRequest) -> HttpResponse:
@@ -81,6 +85,7 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
                 paths=sorted(taken),
                 name=fetch.cleaned_data["name"],
                 token=asked["token"],
+                location=fetch.cleaned_data["location"],
                 limit_bytes_per_second=int(limit * 1e6) if limit else None,
                 now=timezone.now(),
             )

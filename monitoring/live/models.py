@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from models_registry.location_models import StorageJob
+from models_registry.locations.copies import copies_of
 from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import cells, fragment, list_digest
 
@@ -21,11 +23,13 @@ def render_one(ask: Any) -> dict[str, str]:
     version = ModelVersion.objects.select_related("model").filter(pk=ask.argument).first()
     if version is None:
         return {"model:head": "gone"}
+    work = StorageJob.objects.filter(version=version).select_related("location", "source").first()
     job = ImportJob.objects.filter(pk=version.pk, hub__isnull=False).first()
     fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
     files = version.manifest.get("files", [])
     return {
         "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),
+        "model:copies": fragment("model_copies", row=version, copies=copies_of(version), job=work),
         "model:files": fragment("model_files", row=version, files=files, fetching=fetching),
     }
