@@ -12,6 +12,7 @@ from django.db.models import Count, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
 from django.utils import timezone
+from django.utils.safestring import SafeString
 
 from models_registry.location_models import UNDER_WAY, LocationKind, StorageJob, StorageLocation, VersionCopy
 from models_registry.locations import copies, jobs, services
@@ -99,7 +100,7 @@ class StorageLocationAdmin(PageAdmin):
 
     @admin.display(description="State")
     def state(self, row: StorageLocation) -> str:
-        return render_cell("location", "state", row)
+        return SafeString(render_cell("location", "state", row))  # from an autoescaped template
 
     @admin.display(description="Kind", ordering="kind")
     def kind_name(self, row: StorageLocation) -> str:
@@ -111,11 +112,11 @@ class StorageLocationAdmin(PageAdmin):
 
     @admin.display(description="Models", ordering="used_bytes")
     def usage(self, row: StorageLocation) -> str:
-        return render_cell("location", "usage", row)
+        return SafeString(render_cell("location", "usage", row))  # from an autoescaped template
 
     @admin.display(description="Disk", ordering="free_bytes")
     def disk(self, row: StorageLocation) -> str:
-        return render_cell("location", "disk", row)
+        return SafeString(render_cell("location", "disk", row))  # from an autoescaped template
 
     @admin.display(description="Versions")
     def versions(self, row: StorageLocation) -> int:
