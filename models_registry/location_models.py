@@ -47,6 +47,7 @@ class StorageLocation(models.Model):
     free_bytes = models.BigIntegerField(null=True, editable=False)
     total_bytes = models.BigIntegerField(null=True, editable=False)
     used_bytes = models.BigIntegerField(default=0, editable=False, help_text="Of files that are ours.")
+    counted = models.CharField(max_length=40, blank=True, editable=False)  # which copies `used_bytes` is of
 
     class Meta:
         ordering = ["-builtin", "name"]

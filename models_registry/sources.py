@@ -40,8 +40,8 @@ def own_paths() -> tuple[Path, ...]:
     database = settings.DATABASES["default"]
     if database["ENGINE"].endswith("sqlite3"):
         paths += [Path(f"{database['NAME']}{suffix}") for suffix in _DATABASE_SUFFIXES]
-    paths += [location.store_root for location in StorageLocation.objects.all()]
-    return tuple(path.resolve() for path in paths)
+    stores = StorageLocation.objects.filter(builtin=False)  # resolved when added; to do so now may hang on a dead disk
+    return (*(path.resolve() for path in paths), *(location.store_root for location in stores))
 
 
 def check_name(name: str, version: str | None) -> None:

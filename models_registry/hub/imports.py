@@ -22,6 +22,9 @@ from models_registry.download.transfer import Progress, Wanted
 from models_registry.errors import BadSource, ImportCancelled, RegistryError
 from models_registry.hub.choose import Choice, chosen
 from models_registry.hub.client import Hub, HubFile, HubModel
+from models_registry.locations.copies import known_bad
+from models_registry.locations.mend import drop_other_name
+from models_registry.locations.places import location_of
 from models_registry.models import HubToken, ImportJob, ModelVersion
 from models_registry.store import Store
 from models_registry.versions import store_of
@@ -89,7 +92,10 @@ def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:
     hub = Hub(spec.endpoint, settings.HUB_TOKEN if job.token is None else unseal(job.token.sealed_token))
     files = [HubFile(path, size, sha256, git_sha1) for path, size, sha256, git_sha1 in spec.files]
     store_ = store_of(job)
-    missing = [file for file in files if not (file.sha256 and store_.blob_path(file.sha256).exists())]
+    bad = known_bad(location_of(store_))
+    for sha256 in bad:
+        drop_other_name(store_, sha256)
+    missing = [file for file in files if file.sha256 in {"", *bad} or not store_.blob_path(file.sha256).exists()]
     wanted = [
         Wanted(
             path=_place(store_, file),

@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 def clean_all() -> int:
     """Bytes freed in all locations that are there and may be written."""
     builtin()
-    return sum(clean_location(row) for row in StorageLocation.objects.all())
+    return sum(clean_location(row) for row in StorageLocation.objects.filter(reachable=True))
 
 
 def clean_location(location: StorageLocation) -> int:
@@ -49,7 +49,8 @@ def _manifests(location: StorageLocation) -> Iterator[tuple[str, dict]]:
 
 def clean_all_leftovers() -> None:
     """What interrupted imports and copies left, everywhere."""
-    for row in (builtin(), *StorageLocation.objects.filter(builtin=False)):
+    builtin()
+    for row in StorageLocation.objects.filter(reachable=True):
         try:
             store = writable(row)
         except (LocationReadOnly, LocationUnreachable):

@@ -31,7 +31,7 @@ def put(row: ModelVersion, staged: Staged) -> VersionCopy:
     What was known to be damaged there is replaced by what was staged. Raises QuotaExceeded; then nothing has changed.
     """
     location = location_of(staged.store)
-    place(location, staged, replace=_bad_blobs(location))
+    place(location, staged, replace=known_bad(location))
     return note(row, location, staged)
 
 
@@ -40,7 +40,8 @@ def place(location: StorageLocation, staged: Staged, *, replace: Collection[str]
 
     Raises QuotaExceeded; then nothing has changed.
     """
-    check_quota(location, new_bytes(location, staged.manifest.files))
+    if location.quota_bytes is not None:
+        check_quota(location, new_bytes(location, staged.manifest.files))
     for file in staged.manifest.files:
         if file.sha256 in replace and staged.store.blob_path(file.sha256).exists():
             replace_blob(staged.store, file, staged.folder / file.path)
@@ -55,7 +56,8 @@ def note(row: ModelVersion, location: StorageLocation, staged: Staged) -> Versio
     return copy
 
 
-def _bad_blobs(location: StorageLocation) -> set[str]:
+def known_bad(location: StorageLocation) -> set[str]:
+    """sha256 of the files that were found missing or damaged in our store there: they are not to be relied on."""
     copies = VersionCopy.objects.filter(location=location, in_place=False).exclude(state=CopyState.WHOLE)
     return {one["sha256"] for bad in copies.values_list("bad", flat=True) for one in bad}
 

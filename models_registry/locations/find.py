@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import close_old_connections, connection
 
 from models_registry.location_models import CopyState, InPlaceFile, LocationKind, StorageLocation, VersionCopy
-from models_registry.locations.places import builtin, why_unreachable
+from models_registry.locations.places import builtin
 from models_registry.models import ModelVersion, VersionState
 from models_registry.store import Store
 
@@ -80,11 +80,9 @@ def _tidy_connection() -> Iterator[None]:
 
 
 def _look(store_dir: Path, until_s: float) -> _Places:
-    own = builtin()
+    """Rows only: a disk that hangs must not hold up those who ask for what is on another one."""
     rows = StorageLocation.objects.filter(reachable=True).order_by("-builtin", "read_only", "pk")
-    stores = [(row.pk, Store(row.store_root)) for row in rows if row.pk != own.pk and not why_unreachable(row)]
-    if not own.marker or not why_unreachable(own):
-        stores.insert(0, (own.pk, Store(own.store_root)))
+    stores = [(row.pk, Store(row.store_root)) for row in (rows or [builtin()])]
     damaged = VersionCopy.objects.exclude(state=CopyState.WHOLE).values_list("location_id", "bad")
     bad = frozenset((location, one["sha256"]) for location, files in damaged for one in files)
     return _Places(tuple(stores), bad, store_dir, until_s)
@@ -113,12 +111,11 @@ def is_as_hashed(path: Path, file: InPlaceFile) -> bool:
 def shared_dir(version: ModelVersion) -> str:
     """The folder of a version as servers see it on shared storage, '' when it is on none.
 
-    Servers that mount that storage use it as it is; the others pull the version's files.
+    Servers that mount that storage use it as it is; the others pull the version's files. Whether the master reaches it
+    just now does not matter: what servers run must not change with the master's network.
     """
     if version.state != VersionState.READY:
         return ""
-    copies = VersionCopy.objects.filter(
-        version=version, state=CopyState.WHOLE, location__kind=LocationKind.SHARED, location__reachable=True
-    )
+    copies = VersionCopy.objects.filter(version=version, state=CopyState.WHOLE, location__kind=LocationKind.SHARED)
     copy = copies.select_related("location", "version").order_by("-in_place", "pk").first()
     return str(copy.seen_path) if copy else ""

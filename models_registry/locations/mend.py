@@ -24,6 +24,20 @@ def replace_blob(store: Store, file: ManifestFile, good: Path) -> None:
             _link_over(good, path)
 
 
+def drop_other_name(store: Store, sha256: str) -> None:
+    """Forget a finished download that is but another name of the blob: when that is damaged, so is this."""
+    place = store.downloads / sha256
+    if place.is_file() and place.stat().st_nlink > 1:
+        drop_download(store, sha256)
+
+
+def drop_download(store: Store, sha256: str) -> None:
+    """It is in its place."""
+    place = store.downloads / sha256
+    place.with_name(place.name + ".ok").unlink(missing_ok=True)
+    place.unlink(missing_ok=True)
+
+
 def _checkouts(store: Store, sha256: str) -> list[Path]:
     """Every name that the blob should have in a checkout that is there."""
     rows = VersionCopy.objects.filter(in_place=False, version__digest__in=_digests(store))

@@ -9,7 +9,7 @@ from models_registry.errors import LocationReadOnly, LocationUnreachable
 from models_registry.location_models import CopyState, VersionCopy
 from models_registry.locations.copies import forget_bad, manifest_of, sync
 from models_registry.locations.find import forget_places
-from models_registry.locations.mend import replace_blob
+from models_registry.locations.mend import drop_download, drop_other_name, replace_blob
 from models_registry.locations.places import writable
 from models_registry.locations.sources import fetch_anyhow
 from models_registry.models import ModelVersion
@@ -58,20 +58,13 @@ def _mend(copy: VersionCopy) -> None:
 
 def _mend_file(version: ModelVersion, store: Store, file: ManifestFile) -> bool:
     place = store.downloads / file.sha256
-    if place.is_file() and place.stat().st_nlink > 1:  # another name of the damaged one
-        _forget(store, file)
+    drop_other_name(store, file.sha256)
     if not fetch_anyhow(version, file, place):
         return False
     with store.lock():
         replace_blob(store, file, place)
-    _forget(store, file)
+    drop_download(store, file.sha256)
     return True
-
-
-def _forget(store: Store, file: ManifestFile) -> None:
-    place = store.downloads / file.sha256
-    place.with_name(place.name + ".ok").unlink(missing_ok=True)
-    place.unlink(missing_ok=True)
 
 
 def _relink(store: Store, manifest: Manifest) -> None:

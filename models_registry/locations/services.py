@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
+from django.db.models import Count, Max, QuerySet
 
 from models_registry.errors import BadLocation, LocationInUse, LocationReadOnly, LocationUnreachable
 from models_registry.location_models import OWN_FOLDER, UNDER_WAY, LocationKind, StorageLocation, VersionCopy
@@ -143,16 +143,26 @@ def look_at(location: StorageLocation, now: dt.datetime) -> StorageLocation:
     """Is it there, how full is it, and is what lies in place as it was?"""
     look(location, now)
     if location.reachable:
-        location.used_bytes = used_of(location)
-        location.save(update_fields=["used_bytes"])
+        _count(location)
         for copy in whole_in_place(location.pk):
             look_in_place(copy)
     forget_places()
     return location
 
 
+def _count(location: StorageLocation) -> None:
+    """How much of it is ours: counted again when copies have come or gone, for it reads every manifest."""
+    found = location.copies.aggregate(count=Count("pk"), last=Max("pk"))
+    counted = f"{found['count']}:{found['last']}"
+    if counted != location.counted:
+        location.used_bytes, location.counted = used_of(location), counted
+        location.save(update_fields=["used_bytes", "counted"])
+
+
 def look_at_all(now: dt.datetime) -> None:
+    """By the clock. Rows follow what the previous release has done while it ran beside this one."""
     adopt()
+    VersionCopy.objects.exclude(version__in=ModelVersion.objects.all()).delete()
     for location in locations():
         look_at(location, now)
 
@@ -178,8 +188,8 @@ def _checked_path(path: str, but_for: StorageLocation | None = None) -> Path:
 
 def _own(but_for: StorageLocation | None) -> list[Path]:
     rows = StorageLocation.objects.exclude(pk=but_for.pk if but_for else None)
-    own = [*own_paths(), *(row.root.resolve() for row in rows)]
-    skipped = but_for.store_root.resolve() if but_for else None
+    own = [*own_paths(), *(row.root for row in rows.filter(builtin=False))]
+    skipped = but_for.store_root if but_for else None
     return [path for path in own if path != skipped]
 
 

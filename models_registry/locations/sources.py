@@ -80,7 +80,9 @@ async def _download(wanted: Wanted) -> None:
 
 def paths_of(version: ModelVersion, file: ManifestFile, prefer: StorageLocation | None = None) -> Iterator[Path]:
     """Files within reach that should have these bytes, those of location `prefer` first."""
-    rows = sorted(StorageLocation.objects.all(), key=lambda row: (row != prefer, not row.builtin, row.read_only))
+    rows = sorted(
+        StorageLocation.objects.filter(reachable=True), key=lambda row: (row != prefer, not row.builtin, row.read_only)
+    )
     for row in rows:
         try:
             store = reach(row)

@@ -40,6 +40,7 @@ class Migration(migrations.Migration):
                 ('free_bytes', models.BigIntegerField(editable=False, null=True)),
                 ('total_bytes', models.BigIntegerField(editable=False, null=True)),
                 ('used_bytes', models.BigIntegerField(default=0, editable=False, help_text='Of files that are ours.')),
+                ('counted', models.CharField(blank=True, editable=False, max_length=40)),
             ],
             options={
                 'ordering': ['-builtin', 'name'],

@@ -272,3 +272,18 @@ def test_what_no_other_copy_has_is_fetched_from_where_it_came(hub, repo, monkeyp
     assert models.verify_version(row) == []
     assert hub.sent["config.json"] == sent  # that file only
     assert hub.leaks == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_file_that_is_known_to_be_damaged_is_not_taken_for_one_that_is_there(hub, monkeypatch):
+    monkeypatch.setattr(models, "_enqueue", lambda row: None)
+    first = hub_services.start_hub_import("org/tiny", name="first", now=NOW)
+    models.finish_import(first.pk, timezone.now())
+    first.refresh_from_db()
+    spoil(blob_of(copy_of(first), "tiny-Q4_K_M.gguf"))
+    scrub.verify_now(copy_of(first), NOW)
+    second = hub_services.start_hub_import("org/tiny", name="second", now=NOW)
+    assert models.finish_import(second.pk, timezone.now()) == "ready"
+    second.refresh_from_db()
+    assert models.verify_version(second) == models.verify_version(first) == []
+    assert copy_of(first).state == "whole"
