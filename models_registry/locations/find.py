@@ -73,10 +73,12 @@ def _tidy_connection() -> Iterator[None]:
         yield
         return
     close_old_connections()
+    is_ours = connection.connection is None
     try:
         yield
     finally:
-        close_old_connections()
+        if is_ours:  # nobody else would close it
+            connection.close()
 
 
 def _look(store_dir: Path, until_s: float) -> _Places:

@@ -148,6 +148,20 @@ def look_in_place(copy: VersionCopy) -> None:
     store_damaged.send(VersionCopy, copy=copy, now=timezone.now())
 
 
+def note_missing(copy: VersionCopy, store: Store) -> None:
+    """A cheap look at a copy in our store: files that are not there, or have another size, are noted."""
+    found = []
+    for file in manifest_of(copy.version).files:
+        path = store.blob_path(file.sha256)
+        if not path.is_file():
+            found.append({"path": file.path, "sha256": file.sha256, "problem": MISSING})
+        elif path.stat().st_size != file.size_bytes:
+            found.append({"path": file.path, "sha256": file.sha256, "problem": DIFFERS})
+    if found:
+        note_bad(copy, found)
+        log.error("store.damaged", copy=str(copy), problem=copy.problem)
+
+
 def what_changed(path: Path, noted: InPlaceFile) -> str:
     """In words, compared with when it was hashed."""
     try:

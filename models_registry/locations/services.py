@@ -18,9 +18,9 @@ from models_registry.location_models import OWN_FOLDER, UNDER_WAY, LocationKind,
 from models_registry.locations.copies import adopt
 from models_registry.locations.find import forget_places
 from models_registry.locations.places import MARKER, builtin, look, mark, read_marker, writable
-from models_registry.locations.room import used_of
-from models_registry.locations.scrub import look_in_place, whole_in_place
-from models_registry.models import ImportJob, ModelVersion
+from models_registry.locations.room import stored_copies, used_of
+from models_registry.locations.scrub import look_in_place, note_missing, whole_in_place
+from models_registry.models import ImportJob, ModelVersion, VersionState
 from models_registry.sources import own_paths
 from models_registry.store import Store
 
@@ -128,13 +128,16 @@ def remove_location(location: StorageLocation) -> None:
 
 
 def mark_location(location: StorageLocation, now: dt.datetime) -> StorageLocation:
-    """Take what is at its path now for this location: after its marker was lost. Raises as `mark`, and BadLocation.
+    """Take what is at its path now for this location: after its marker was lost. Raises as `mark`.
 
-    Only for a person who has looked: a disk that is not mounted would be taken for an empty one.
+    Only for a person who has looked: a disk that is not mounted would be taken for an empty one. Files that are not
+    there are noted as missing at once.
     """
     if not location.builtin and not location.root.is_dir():
         raise LocationUnreachable(f"{location.root} is not there.")
     mark(location)
+    for copy in stored_copies(location).filter(version__state=VersionState.READY).select_related("version__model"):
+        note_missing(copy, Store(location.store_root))
     forget_places()
     return look(location, now)
 
@@ -237,8 +240,8 @@ def _make_default(location: StorageLocation) -> None:
     if location.read_only:
         raise BadLocation("The default location is written to.", remedy="Make it writable first.")
     StorageLocation.objects.filter(is_default=True).exclude(pk=location.pk).update(is_default=False)
-    StorageLocation.objects.filter(pk=location.pk).update(is_default=True)
     location.is_default = True
+    location.save(update_fields=["is_default"])
 
 
 def _empty(location: StorageLocation) -> None:

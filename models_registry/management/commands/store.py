@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -14,7 +15,8 @@ from models_registry.errors import RegistryError
 from models_registry.location_models import JobState, StorageJob, VersionCopy
 from models_registry.locations import copies, jobs, services
 from models_registry.management.locations import location_called
-from models_registry.models import ModelVersion
+from models_registry.models import ModelVersion, VersionState
+from models_registry.services import start_import
 
 _LOOK_S = 0.5
 
@@ -52,9 +54,13 @@ class Command(BaseCommand):
         move.add_argument("source", metavar="FROM")
         move.add_argument("to", metavar="TO")
         move.add_argument("model", nargs="?", metavar="MODEL:VERSION", help="default: all that lie in FROM")
+        place = verbs.add_parser("in-place", help="make a folder on shared storage a version, where it is")
+        place.add_argument("name", help="name of the model")
+        place.add_argument("path", type=Path, help="the folder, or one file, as this machine sees it")
+        place.add_argument("location", help="the shared location that it lies on")
         verify = verbs.add_parser("verify", help="read a version's copies again, and repair them")
         verify.add_argument("model", metavar="MODEL:VERSION")
-        for one in (copy, move, verify):
+        for one in (copy, move, place, verify):
             one.add_argument("--no-wait", action="store_true", help="start it, and leave")
 
     def handle(self, *, verb: str, **options: Any) -> None:
@@ -136,6 +142,16 @@ class Command(BaseCommand):
             started = [jobs.start_move(copy, to, now=now)]
         self._watch(started, asked)
 
+    def in_place(self, asked: Namespace) -> None:
+        where = location_called(asked.location)
+        row = start_import(asked.name, asked.path, location=where, in_place=True, now=timezone.now())
+        while row.state == VersionState.IMPORTING and not asked.no_wait:
+            time.sleep(_LOOK_S)
+            row.refresh_from_db()
+        if row.state == VersionState.FAILED:
+            raise CommandError(row.error)
+        self.stdout.write(f"{row} is {row.state}: {asked.path}")
+
     def verify(self, asked: Namespace) -> None:
         for copy in copies.copies_of(_version(asked.model)):
             self._watch([jobs.start_verify(copy, now=timezone.now())], asked)
@@ -176,6 +192,7 @@ _VERBS = {
     "where": Command.where,
     "copy": Command.copy,
     "move": Command.move,
+    "in-place": Command.in_place,
     "verify": Command.verify,
 }
 

@@ -5,7 +5,7 @@ from django.core.management import CommandError, call_command
 
 from models_registry import services as models
 from models_registry.locations import copies, jobs
-from tests.models_registry.factories import NOW, make_version, write_gguf
+from tests.models_registry.factories import NOW, make_version, write_gguf, write_safetensors
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -75,3 +75,15 @@ def test_an_import_names_its_location(tmp_path, capsys):
     assert "tiny:1  big  copy  whole" in capsys.readouterr().out
     with pytest.raises(CommandError, match="no location"):
         call_command("import_model", "tiny", str(tmp_path / "m"), location="nowhere")
+
+
+def test_a_folder_is_registered_in_place(tmp_path, capsys):
+    write_safetensors(tmp_path / "nfs" / "llama")
+    call_command("store", "add", "nfs", str(tmp_path / "nfs"), "--shared", "--server-path", "/mnt/models")
+    call_command("store", "in-place", "tiny", str(tmp_path / "nfs" / "llama"), "nfs")
+    call_command("store", "where")
+    assert "tiny:1  nfs  in place  whole" in capsys.readouterr().out
+    (tmp_path / "nfs" / "bad").mkdir()
+    (tmp_path / "nfs" / "bad" / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CommandError, match="ends within its header"):
+        call_command("store", "in-place", "bad", str(tmp_path / "nfs" / "bad"), "nfs")

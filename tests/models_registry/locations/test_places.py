@@ -173,8 +173,10 @@ def test_a_built_in_store_whose_folder_was_lost_is_not_made_anew(tmp_path, model
         make_version(write_gguf(tmp_path / "m"), name="other")
     assert not model_store.exists()
     services.mark_location(places.builtin(), NOW)
+    assert VersionCopy.objects.get().state == "missing"
     make_version(write_gguf(tmp_path / "m"))
     assert models.verify_version(version) == []
+    assert VersionCopy.objects.get().state == "whole"
 
 
 def test_an_import_waits_while_its_disk_is_away(tmp_path, add):
