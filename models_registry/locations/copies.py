@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -50,8 +51,10 @@ def place(location: StorageLocation, staged: Staged, *, replace: Collection[str]
 
 def note(row: ModelVersion, location: StorageLocation, staged: Staged) -> VersionCopy:
     """The row of a copy whose files are in their place; other copies that had damaged ones of them are mended too."""
-    fields = {"state": CopyState.WHOLE, "bad": [], "problem": "", "verified_at": timezone.now(), "in_place": False}
-    copy, _ = VersionCopy.objects.update_or_create(version=row, location=location, defaults=fields)
+    fields = {"state": CopyState.WHOLE, "bad": [], "problem": "", "verified_at": timezone.now()}
+    ours = {"in_place": False, "folder": ""}
+    copy, _ = VersionCopy.objects.update_or_create(version=row, location=location, defaults={**fields, **ours})
+    copy.files.all().delete()  # had it been in place there
     forget_bad(location, {file.sha256 for file in staged.manifest.files})
     return copy
 
@@ -132,7 +135,7 @@ def delete_copy(copy: VersionCopy) -> None:
     label = str(copy)
     if not copy.in_place:
         writable(copy.location)
-    with transaction.atomic():
+    with _safe_from_power_cuts(), transaction.atomic():
         list(ModelVersion.objects.select_for_update().filter(pk=copy.version_id))  # one deletes at a time
         others = copies_of(copy.version).filter(state=CopyState.WHOLE).exclude(pk=copy.pk)
         if not any(is_there(other) for other in others):
@@ -141,6 +144,24 @@ def delete_copy(copy: VersionCopy) -> None:
     if not copy.in_place:
         clean_location(copy.location)
     log.info("copy.deleted", copy=label)
+
+
+@contextmanager
+def _safe_from_power_cuts() -> Iterator[None]:
+    """What is committed within, and was before, is on disk when this ends: files are removed after it.
+
+    SQLite's `synchronous=NORMAL` (see the settings) would let a power cut take the last commits back, and with them
+    the row of the copy that stays. PostgreSQL waits for its disk anyway.
+    """
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA synchronous=FULL")
+        try:
+            yield
+        finally:
+            cursor.execute("PRAGMA synchronous=NORMAL")
 
 
 def is_there(copy: VersionCopy) -> bool:

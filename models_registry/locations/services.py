@@ -197,8 +197,9 @@ def _own(but_for: StorageLocation | None) -> list[Path]:
 
 
 def _check_fields(location: StorageLocation) -> None:
-    if location.server_path and not location.server_path.startswith("/"):
-        raise BadLocation(f"{location.server_path!r} is no absolute path.")
+    seen = location.server_path
+    if seen and (not seen.startswith("/") or ".." in seen.split("/") or ":" in seen or not seen.isprintable()):
+        raise BadLocation(f"{seen!r} is no absolute path that could be mounted.")
     try:
         location.clean_fields(exclude=["path"])
     except ValidationError as error:

@@ -123,6 +123,23 @@ def test_the_last_whole_copy_is_not_deleted(tmp_path, version, add):
     assert where(version) == ["default"]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_the_rows_are_on_disk_before_the_old_files_go(version, add, monkeypatch):
+    if connection.vendor != "sqlite":
+        pytest.skip("PostgreSQL waits for its disk by itself")
+    modes = []
+
+    def synchronous() -> int:
+        with connection.cursor() as cursor:
+            return cursor.execute("PRAGMA synchronous").fetchone()[0]
+
+    original = copies.is_there
+    monkeypatch.setattr(copies, "is_there", lambda copy: modes.append(synchronous()) or original(copy))
+    assert done(jobs.start_move(only_copy(version), add("big"), now=NOW)) == "done"
+    assert modes == [2]  # FULL
+    assert synchronous() == 1
+
+
 def test_a_copy_in_a_read_only_location_stays(version, add):
     big = add("big")
     done(jobs.start_copy(version, big, now=NOW))

@@ -97,7 +97,9 @@ def test_a_path_that_is_no_folder_is_refused(path):
         services.add_location("bad", path, now=NOW)
 
 
-@pytest.mark.parametrize("more", [{"name": "a b"}, {"name": "one"}, {"name": ""}, {"server_path": "rel"}])
+@pytest.mark.parametrize(
+    "more", [{"name": "a b"}, {"name": "one"}, {"name": ""}, {"server_path": "rel"}, {"server_path": "/a/../b"}]
+)
 def test_wrong_fields_are_refused_and_leave_nothing(tmp_path, add, more):
     add("one")
     (tmp_path / "two").mkdir()
