@@ -20,6 +20,8 @@ from django.utils.safestring import SafeString
 
 from models_registry import catalog_pages, import_pages, pins_page, services, tags, words
 from models_registry.hub import pages
+from models_registry.location_models import StorageLocation
+from models_registry.locations import pages as locations
 from models_registry.models import NAME, ImportJob, ModelVersion
 from templates.base import PageAdmin, told
 from templates.cells import cell, render_cell
@@ -42,6 +44,14 @@ class ImportForm(PageForm):
         required=False,
         label="Hard-link instead of copying",
         help_text="Quick and takes no space, when on the same disk.",
+    )
+    in_place = forms.BooleanField(
+        required=False,
+        label="Leave it in place",
+        help_text="For a folder on shared storage that servers mount too: nothing is copied.",
+    )
+    location = forms.ModelChoiceField(
+        StorageLocation.objects.all(), required=False, to_field_name="name", empty_label="the default location"
     )
     upload = forms.FileField(required=False, label="Or upload one file", help_text="A GGUF file of this computer.")
 
@@ -127,6 +137,7 @@ class ModelVersionAdmin(PageAdmin):
             used_by=names,
             job=ImportJob.objects.filter(ImportJob.FETCHED, pk=row.pk).first(),
             may_import=self.has_add_permission(request),
+            may_copy=request.user.has_perm("models_registry.add_versioncopy"),
             may_delete=self.has_delete_permission(request, row),
             **pins_page.context(self, request, row),
             **catalog_pages.about(request, row),
@@ -157,6 +168,7 @@ class ModelVersionAdmin(PageAdmin):
                 )
             ),
             self.route("<str:object_id>/delete/", self.delete_page, "delete_page"),
+            *locations.copy_urls(self),
         ]
 
     def delete_page(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -188,10 +200,11 @@ class ModelVersionAdmin(PageAdmin):
 
 
 def _start(asked: dict[str, Any], by: str) -> ModelVersion:
-    more = {"version": asked["version"] or None, "by": by, "now": timezone.now()}
+    more = {"version": asked["version"] or None, "by": by, "location": asked.get("location"), "now": timezone.now()}
     name = asked["name"] or None
     if asked["upload"] is None:
-        return services.start_import(name, Path(asked["path"]), link=asked["link"], **more)
+        how = {"link": asked["link"], "in_place": asked.get("in_place", False)}
+        return services.start_import(name, Path(asked["path"]), **how, **more)
     upload: UploadedFile = asked["upload"]
     kept = _on_disk(upload)
     try:

@@ -33,6 +33,7 @@ from models_registry.hub import imports
 from models_registry.hub import services as hub
 from models_registry.import_serializers import DownloadPolicySerializer, PrioritySerializer
 from models_registry.importing import FETCHED, start_fetch
+from models_registry.locations import api as locations
 from models_registry.models import Format, HubToken, Model, ModelVersion, VersionState
 from models_registry.pins_api import PinsViewSet
 from models_registry.serializers import (
@@ -144,13 +145,15 @@ class ModelVersionsViewSet(
 
     def _start(self, asked: dict[str, Any]) -> ModelVersion:
         name = asked.get("model")
-        common = {"version": asked.get("version"), "by": actor_of(self.request), "now": timezone.now()}
+        more = {"version": asked.get("version"), "by": actor_of(self.request), "now": timezone.now()}
         if any(source in asked for source in FETCHED):
-            return start_fetch(asked, common["now"], common["by"])
+            return start_fetch(asked, more["now"], more["by"])
+        more["location"] = asked.get("location")
         if upload := asked.get("file"):
             temporary = Path(upload.temporary_file_path())
-            return services.start_upload(name, temporary, upload.name, **common)
-        return services.start_import(name, asked["path"], link=asked["link"], **common)
+            return services.start_upload(name, temporary, upload.name, **more)
+        how = {field: asked[field] for field in ("link", "in_place")}
+        return services.start_import(name, asked["path"], **how, **more)
 
     def perform_destroy(self, instance: ModelVersion) -> None:
         services.delete_version(instance, by=actor_of(self.request))
@@ -306,6 +309,7 @@ def register(router: BaseRouter) -> None:
     router.register("hub-tokens", HubTokensViewSet)
     router.register("pins", PinsViewSet)
     aliases_api.register(router)
+    locations.register(router)
 
 
 urlpatterns = [

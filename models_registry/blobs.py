@@ -30,9 +30,10 @@ from fleet.models import Role, Server
 from fleet.peers import peers
 from fleet.services import authenticate_node
 from models_registry.errors import RegistryError
+from models_registry.locations import find_blob
+from models_registry.locations.find import store_folders
 from models_registry.models import ModelVersion, VersionState
 from models_registry.pieces import piece_hashes
-from models_registry.services import store
 from wire.errors import WireError
 from wire.pieces import PeersReply
 
@@ -60,7 +61,6 @@ async def blob(request: HttpRequest, sha256: str) -> HttpResponseBase:
     try:
         file, size_bytes = await asyncio.to_thread(_open, place)
     except FileNotFoundError:
-        log.error("blob.missing", sha256=sha256)
         return _refusal(_missing(sha256))
     return _answer(request, sha256, file, size_bytes)
 
@@ -72,7 +72,7 @@ async def pieces(request: HttpRequest, sha256: str) -> HttpResponseBase:
     try:
         await _server(request)
         place = await _offered(sha256)
-        hashes = await asyncio.to_thread(piece_hashes, store().root, place)
+        hashes = await asyncio.to_thread(piece_hashes, sha256, place)
     except (WireError, FleetError, RegistryError) as error:
         return _refusal(error)
     except FileNotFoundError:
@@ -89,7 +89,8 @@ async def manifest_peers(request: HttpRequest, digest: str) -> HttpResponseBase:
     except (WireError, FleetError) as error:
         return _refusal(error)
     found = await database_sync_to_async(peers.holders)(digest, server.pk, timezone.now())
-    reply = PeersReply(peers=tuple(found), neighbours=(str(store().root.absolute() / "blobs" / "sha256"),))
+    folders = await asyncio.to_thread(store_folders)
+    reply = PeersReply(peers=tuple(found), neighbours=tuple(str(folder) for folder in folders))
     return HttpResponse(msgspec.json.encode(reply), content_type="application/json")
 
 
@@ -115,10 +116,14 @@ async def _server(request: HttpRequest) -> Server:
 
 
 async def _offered(sha256: str) -> Path:
-    """Where a blob of a READY version lies. Raises UnknownBlob."""
+    """Where a blob of a READY version lies, in whichever location. Raises UnknownBlob."""
     if not _SHA256.fullmatch(sha256) or not await database_sync_to_async(_is_offered)(sha256):
         raise UnknownBlob(f"No ready model version has the blob {sha256[:64]}.")
-    return store().blob_path(sha256).absolute()
+    place = await asyncio.to_thread(find_blob, sha256)
+    if place is None:
+        log.error("blob.missing", sha256=sha256)
+        raise _missing(sha256)
+    return place.absolute()
 
 
 def _missing(sha256: str) -> UnknownBlob:

@@ -13,8 +13,9 @@ from django.conf import settings
 from models_registry import tags as tagging
 from models_registry.errors import NothingToAllow, NotReady
 from models_registry.inspect import inspect
+from models_registry.locations.find import version_folder
 from models_registry.models import Model, ModelVersion, VersionState
-from models_registry.versions import describe, store
+from models_registry.versions import describe_facts
 
 log = structlog.get_logger(__name__)
 
@@ -72,13 +73,13 @@ def forbid_pickle(version: ModelVersion, *, by: str) -> None:
 def reinspect(version: ModelVersion) -> None:
     """Read the headers and look through the files of a READY version again: a newer release may see more.
 
-    Raises NotReady, DamagedModel (the row stays as it is).
+    Raises NotReady, DamagedModel, LocationUnreachable (the row stays as it is).
     """
     if version.state != VersionState.READY:
         raise NotReady(f"{version} is not ready ({version.get_state_display()}).")
-    folder = store().version_path(version.digest)
+    folder = version_folder(version)
     facts = inspect(folder, [file["path"] for file in version.manifest["files"]])
-    describe(version, facts)
+    describe_facts(version, facts)
     fields = ("format", "architecture", "quantization", "modality", "license", "scan", "flagged", "metadata")
     numbers = ("parameter_count", "active_parameter_count", "context_tokens", "layers", "hidden_size")
     version.save(update_fields=[*fields, *numbers, "heads", "kv_heads", "head_dim"])

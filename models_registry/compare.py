@@ -15,8 +15,8 @@ import msgspec
 from models_registry.errors import NotReady, RegistryError
 from models_registry.inspect.gguf import TEMPLATE, Skipped, read_header
 from models_registry.inspect.hf_facts import chat_template
+from models_registry.locations.find import version_folder
 from models_registry.models import Format, ModelVersion, VersionState
-from models_registry.versions import store
 
 _FACTS = (
     *("format", "architecture", "parameter_count", "active_parameter_count", "context_tokens", "quantization"),
@@ -123,8 +123,8 @@ def _counted(value: Any) -> str:
 
 def _inside(version: ModelVersion) -> tuple[dict[str, Any], str]:
     """Configuration and chat template, from the store; nothing of what is missing or damaged there."""
-    folder = store().version_path(version.digest)
     try:
+        folder = version_folder(version)
         if version.format == Format.GGUF and version.metadata.get("entry"):
             values = dict(read_header(folder / version.metadata["entry"]).values)
             template = values.pop(TEMPLATE, "")

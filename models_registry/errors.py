@@ -159,3 +159,65 @@ class ExportRefused(RegistryError):
 
     code = "export_refused"
     remedy = "Give a path that does not exist yet, in a folder that may be written, outside this installation's home."
+
+
+class BadLocation(RegistryError):
+    """A path that cannot be a storage location."""
+
+    code = "bad_location"
+    remedy = "Give an absolute path of a folder that is there, and that nothing else uses."
+
+
+class LocationUnreachable(RegistryError):
+    """Its disk is not there, or another one is in its place."""
+
+    code = "location_unreachable"
+    status = 503
+    remedy = "Mount its disk, then look again. Nothing of it is lost, and nothing in it is touched meanwhile."
+
+
+class LocationReadOnly(RegistryError):
+    code = "location_read_only"
+    status = 409
+    remedy = "Choose another location, or make this one writable."
+
+
+class LocationInUse(RegistryError):
+    code = "location_in_use"
+    status = 409
+    remedy = "Move the versions in it elsewhere, or delete these copies, then remove it."
+
+
+class QuotaExceeded(NoSpace):
+    """More would lie in a location than its quota allows."""
+
+    code = "quota_exceeded"
+    remedy = "Raise the quota of the location, choose another one, or delete versions that nothing uses."
+
+
+class LastCopy(RegistryError):
+    code = "last_copy"
+    status = 409
+    remedy = "Copy it to another location first, or delete the version."
+
+
+class StorageBusy(RegistryError):
+    """Something is being done with this version's files."""
+
+    code = "storage_busy"
+    status = 409
+    remedy = "Wait until it is done, or cancel it."
+
+
+class AlreadyThere(RegistryError):
+    code = "already_there"
+    status = 409
+    remedy = "Choose another location."
+
+
+class CopyDamaged(RegistryError):
+    """No whole source of a file is to be had."""
+
+    code = "copy_damaged"
+    status = 409
+    remedy = "Verify the copies of this version, then import it again if they cannot be repaired."

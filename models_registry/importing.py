@@ -26,7 +26,7 @@ def start_fetch(asked: Asked, now: dt.datetime, by: str = "") -> ModelVersion:
     `asked` as `serializers.ImportSerializer` has it; `by`: who asks. Raises RegistryError.
     """
     common = {"version": asked.get("version"), "by": by, "now": now}
-    common |= {"limit_bytes_per_second": asked.get("limit_bytes_per_second")}
+    common |= {name: asked.get(name) for name in ("limit_bytes_per_second", "location")}
     source = next(name for name in FETCHED if asked.get(name))
     row = _STARTS[source](asked, asked.get("model") or "", common)
     if priority := asked.get("priority"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.core.validators import RegexValidator
 from django.db import models
 
+from models_registry.location_models import StorageLocation
+
 NAME = RegexValidator(
     r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,119}\Z",
     "Letters, digits, '.', '_', '-' and '/', at most 120, first a letter or digit.",
@@ -182,6 +184,8 @@ class ImportJob(models.Model):
     attempts = models.PositiveSmallIntegerField(default=0)
     queued_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
+    location = models.ForeignKey(StorageLocation, null=True, on_delete=models.SET_NULL)  # where to; None: the built-in
+    in_place = models.BooleanField(default=False, db_default=False)  # `path` stays where it is: nothing is copied
 
     FETCHED = models.Q(hub__isnull=False) | models.Q(remote__isnull=False)
     """From elsewhere: it can be paused, limited and cancelled."""

@@ -1,4 +1,4 @@
-"""Hashes of the pieces of a blob (`wire.pieces`), kept beside the store: STORE/pieces/<sha256>.
+"""Hashes of the pieces of a blob (`wire.pieces`), kept in `settings.PIECES_DIR` under the blob's sha256.
 
 They are made by reading the blob once, which checks its own sha256 as well: a damaged blob gets none, and so is handed
 to nobody.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from django.conf import settings
 
 from models_registry.errors import RegistryError
 from wire.manifest import Manifest
@@ -30,36 +31,36 @@ class DamagedBlob(RegistryError):
     remedy = "Run `manage.py verify_store --repair`, or import the model version again."
 
 
-def piece_hashes(root: Path, blob: Path) -> bytes:
-    """sha256 of each piece of `blob` (named by its own sha256), one after the other; made when they are not there.
+def piece_hashes(sha256: str, blob: Path) -> bytes:
+    """sha256 of each piece of `blob`, one after the other; made when they are not there. `sha256` is the whole's.
 
-    `root` is the store's folder. Raises DamagedBlob, FileNotFoundError.
+    Raises DamagedBlob, FileNotFoundError.
     """
-    place = root / "pieces" / blob.name
+    place = Path(settings.PIECES_DIR) / sha256
     known = _read(place, blob)
     if known is not None:
         return known
-    with _making.setdefault(blob.name, threading.Lock()):  # many servers ask for a new one at once
+    with _making.setdefault(sha256, threading.Lock()):  # many servers ask for a new one at once
         known = _read(place, blob)
         if known is None:
-            known = _make(blob)
+            known = _make(sha256, blob)
             _keep(place, known)
     return known
 
 
-def prepare_pieces(root: Path, manifest: Manifest, place: Callable[[str], Path]) -> None:
+def prepare_pieces(manifest: Manifest, find: Callable[[str], Path | None]) -> None:
     """Have the hashes ready before servers ask, while the bytes are still in memory. A failure is told when they do."""
     for file in manifest.files:
-        if file.size_bytes > PIECE_BYTES:
+        if file.size_bytes > PIECE_BYTES and (blob := find(file.sha256)):
             try:
-                piece_hashes(root, place(file.sha256))
+                piece_hashes(file.sha256, blob)
             except (OSError, RegistryError) as error:
                 log.warning("pieces.not_ready", blob=file.sha256, error=str(error))
 
 
-def clean_pieces(root: Path, blobs: set[str]) -> None:
+def clean_pieces(blobs: set[str]) -> None:
     """Remove hashes of blobs that are gone."""
-    for path in (root / "pieces").glob("*"):
+    for path in Path(settings.PIECES_DIR).glob("*"):
         if path.name not in blobs:
             path.unlink(missing_ok=True)
 
@@ -72,7 +73,7 @@ def _read(place: Path, blob: Path) -> bytes | None:
     return hashes if len(hashes) == piece_count(blob.stat().st_size) * HASH_BYTES else None
 
 
-def _make(blob: Path) -> bytes:
+def _make(sha256: str, blob: Path) -> bytes:
     whole, hashes = hashlib.sha256(), bytearray()
     with blob.open("rb", buffering=0) as file:
         while True:
@@ -84,9 +85,9 @@ def _make(blob: Path) -> bytes:
             if left == PIECE_BYTES:
                 break
             hashes += piece.digest()
-    if whole.hexdigest() != blob.name:
-        log.error("store.damaged", blob=blob.name)
-        raise DamagedBlob(f"The blob {blob.name[:12]} does not have its sha256 any more.")
+    if whole.hexdigest() != sha256:
+        log.error("store.damaged", blob=sha256, path=str(blob))
+        raise DamagedBlob(f"The blob {sha256[:12]} does not have its sha256 any more.")
     return bytes(hashes)
 
 

@@ -17,6 +17,7 @@ from models_registry.fetching.services import MOST_PRIORITY
 from models_registry.fetching.work import Detail
 from models_registry.import_serializers import SOURCES, S3SourceSerializer, UrlsField
 from models_registry.inspect.scanner import Danger
+from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
 
 
@@ -180,6 +181,15 @@ class ImportSerializer(serializers.Serializer):
     path = serializers.CharField(required=False, help_text="A file, folder or archive on the master's machine.")
     file = serializers.FileField(required=False, help_text="One file, or an archive, in multipart form data.")
     link = serializers.BooleanField(default=False, help_text="Hard-link instead of copying, where possible.")
+    location = serializers.SlugRelatedField(
+        slug_field="name",
+        queryset=StorageLocation.objects.all(),
+        required=False,
+        help_text="Name of the storage location it goes to; default: the default one.",
+    )
+    in_place = serializers.BooleanField(
+        default=False, help_text="Leave the files at `path` where they are: on the shared storage of `location`."
+    )
     repo = serializers.CharField(max_length=200, required=False, help_text="Of the Hub, in place of `path`: org/name.")
     revision = serializers.CharField(max_length=200, default="main", help_text="Branch, tag or commit of `repo`.")
     patterns = serializers.ListField(
@@ -217,6 +227,8 @@ class ImportSerializer(serializers.Serializer):
             names = ", ".join(f"`{name}`" for name in SOURCES)
             said = f"{' and '.join(f'`{name}`' for name in given)} are given" if given else "no source is given"
             raise serializers.ValidationError(f"Give one of {names}: {said}.")
+        if attrs["in_place"] and "path" not in attrs:
+            raise serializers.ValidationError({"in_place": ["Give the `path` of the files."]})
         return attrs
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
@@ -18,15 +17,30 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from models_registry import aliases
 from models_registry.archive import reading as archives
-from models_registry.errors import InvalidName, NotReady, RegistryError, VersionInUse
+from models_registry.errors import InvalidName, LocationUnreachable, NotReady, RegistryError, VersionInUse
 from models_registry.fetching import kinds
 from models_registry.fetching.work import Parked
+from models_registry.location_models import StorageLocation
+from models_registry.locations import copies, find_blob, scrub
+from models_registry.locations import in_place as shared
+from models_registry.locations.clean import clean_all, clean_all_leftovers
+from models_registry.locations.places import writable
+from models_registry.locations.room import choose
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.pieces import clean_pieces, prepare_pieces
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import SPARE_BYTES, Progress, Staged
-from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
+from models_registry.store import SPARE_BYTES, Progress, Staged, Store
+from models_registry.versions import (
+    import_lock,
+    inspect_staged,
+    new_row,
+    publish,
+    publish_importing,
+    ready_twin,
+    store,
+    store_of,
+)
 from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
@@ -47,6 +61,7 @@ def import_path(
     link: bool = False,
     source: str = "",
     by: str = "",
+    location: StorageLocation | None = None,
     now: dt.datetime,
     progress: Progress | None = None,
 ) -> ModelVersion:
@@ -56,22 +71,24 @@ def import_path(
     `version` the next free number is taken. A failure leaves no row and no file behind.
 
     An archive (`models_registry.archive`) is unpacked; without `name` and `version` they are then what it says.
-    Raises BadSource, BadArchive, DamagedModel, NoSpace, InvalidName, VersionTaken.
+    Raises BadSource, BadArchive, DamagedModel, NoSpace, InvalidName, VersionTaken, LocationReadOnly,
+    LocationUnreachable.
     """
     check_name(name, version)
     path = checked_source(path)
     archive = archives.archive_at(path)
     name, version = _named(name, version, archive)
-    with _staged(path, archive, link=link, protected=own_paths(), progress=progress) as staged:
+    place = writable(choose(location))
+    with _staged(place, path, archive, link=link, protected=own_paths(), progress=progress) as staged:
         facts = inspect_staged(staged)
-        with store().lock(), transaction.atomic():
+        with place.lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
             row = ready_twin(model, staged) or new_row(
                 model, version, source=source or str(path), now=now, imported_by=by
             )
             publish(row, staged, facts)
     log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
-    prepare_pieces(store().root, manifest_of(row), store().blob_path)
+    prepare_pieces(manifest_of(row), find_blob)
     return row
 
 
@@ -81,36 +98,56 @@ def start_import(
     *,
     version: str | None = None,
     link: bool = False,
+    in_place: bool = False,
     source: str = "",
     by: str = "",
+    location: StorageLocation | None = None,
     now: dt.datetime,
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
 
-    What can be said at once is: raises BadSource, BadArchive, InvalidName, VersionTaken.
+    `in_place`: nothing is copied, the files stay where they are on the shared storage that is `location`.
+    What can be said at once is: raises BadSource, BadArchive, InvalidName, VersionTaken, QuotaExceeded,
+    LocationReadOnly, LocationUnreachable.
     """
     check_name(name, version)
     path = checked_source(path)
+    source = source or str(path)
+    if in_place:
+        name, version = _named(name, version, None)
+        path = shared.check(location, path)
+        scan(path, own_paths())
+        job = ImportJob(path=str(path), in_place=True, location=location, queued_at=now)
+        return begin(name, version, job, source=source, imported_by=by)
     archive = archives.archive_at(path)
     name, version = _named(name, version, archive)
-    if archive is None:
-        scan(path, own_paths())
-    job = ImportJob(path=str(path), link=link, queued_at=now)
-    return begin(name, version, job, source=source or str(path), imported_by=by)
+    files = archive.manifest.files if archive else scan(path, own_paths())
+    place = choose(location, sum(file.size_bytes for file in files))
+    job = ImportJob(path=str(path), link=link, location=place, queued_at=now)
+    return begin(name, version, job, source=source, imported_by=by)
 
 
 def start_upload(
-    name: str | None, temporary: Path, file_name: str, *, version: str | None = None, by: str = "", now: dt.datetime
+    name: str | None,
+    temporary: Path,
+    file_name: str,
+    *,
+    version: str | None = None,
+    location: StorageLocation | None = None,
+    by: str = "",
+    now: dt.datetime,
 ) -> ModelVersion:
     """Take in a file that a person sent; `temporary` is moved away. Raises as `start_import`."""
     check_name(name, version)
-    kept = store().keep_upload(temporary, file_name)
-    job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
+    place = choose(location, temporary.stat().st_size)
+    uploads = store()
+    kept = uploads.keep_upload(temporary, file_name)
+    job = ImportJob(path=str(kept), link=True, upload=True, location=place, queued_at=now)
     try:
         name, version = _named(name, version, archives.archive_at(kept))
         return begin(name, version, job, source=f"upload of {file_name}", imported_by=by)
     except Exception:
-        store().drop_upload(kept)
+        uploads.drop_upload(kept)
         raise
 
 
@@ -119,8 +156,16 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
 
     Returns the state it ended in, None when the row is gone. IMPORTING: another worker is at it.
     """
-    with store().import_lock(str(version_id)) as mine:
-        row = ModelVersion.objects.select_related("model", "job").filter(pk=version_id).first()
+    job = ImportJob.objects.select_related("version__model", "location").filter(pk=version_id).first()
+    if job is None:
+        state = ModelVersion.objects.filter(pk=version_id).values_list("state", flat=True).first()
+        return VersionState(state) if state else None
+    try:
+        lock = import_lock(job)
+    except LocationUnreachable as error:
+        return fail_import(job.version, error)
+    with lock as mine:
+        row = ModelVersion.objects.select_related("model", "job__location").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
             return VersionState(row.state) if row else None
         if row.job.paused:
@@ -141,7 +186,7 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
         else:
             _forget(row.job)
             log.info("model.imported", model=str(row), digest=row.digest, size_bytes=row.size_bytes)
-            prepare_pieces(store().root, manifest_of(row), store().blob_path)
+            prepare_pieces(manifest_of(row), find_blob)
             return VersionState.READY
     return _parked(row)
 
@@ -190,7 +235,8 @@ def heal_imports(now: dt.datetime) -> int:
     worker only after the visibility timeout, hours later. After MAX_ATTEMPTS an import is called failed.
     """
     started = 0
-    for job in ImportJob.objects.select_related("version__model").filter(version__state=VersionState.IMPORTING):
+    importing = ImportJob.objects.filter(version__state=VersionState.IMPORTING)
+    for job in importing.select_related("version__model", "location"):
         if job.paused or not _is_orphaned(job, now):
             continue
         if job.attempts >= MAX_ATTEMPTS and not _has_moved(job):
@@ -206,7 +252,7 @@ def heal_imports(now: dt.datetime) -> int:
 
 def expire_imports(now: dt.datetime) -> int:
     """Call imports failed that are not done in IMPORT_DEADLINE."""
-    store().clean_leftovers()
+    clean_all_leftovers()
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
     moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes
     rows = [row for row in late.exclude(moving).select_related("model") if not _is_fetched_now(row)]
@@ -223,10 +269,14 @@ def expire_imports(now: dt.datetime) -> int:
 
 def _is_fetched_now(row: ModelVersion) -> bool:
     """A worker is at it, which gives up by itself when nothing comes: a clock that jumps must not end it."""
-    if not ImportJob.objects.filter(ImportJob.FETCHED, pk=row.pk).exists():
+    job = ImportJob.objects.select_related("location").filter(ImportJob.FETCHED, pk=row.pk).first()
+    if job is None:
         return False
-    with store().import_lock(str(row.pk)) as mine:
-        return not mine
+    try:
+        with import_lock(job) as mine:
+            return not mine
+    except LocationUnreachable:
+        return False
 
 
 def delete_version(version: ModelVersion, *, by: str = "") -> None:
@@ -259,14 +309,10 @@ def delete_version(version: ModelVersion, *, by: str = "") -> None:
 
 
 def clean_store() -> int:
-    """Remove files that no version needs, and what interrupted imports left. Bytes freed."""
-    store_ = store()
-    store_.clean_leftovers()
-    with store_.lock():
-        manifests = dict(ModelVersion.objects.exclude(digest="").values_list("digest", "manifest"))
-        blobs = {file["sha256"] for manifest in manifests.values() for file in manifest.get("files", ())}
-        clean_pieces(store_.root, blobs)
-        return store_.delete_unreferenced(manifests, blobs)
+    """Remove files that no version needs, and what interrupted imports left, everywhere. Bytes freed."""
+    manifests = ModelVersion.objects.exclude(digest="").values_list("manifest", flat=True)
+    clean_pieces({file["sha256"] for manifest in manifests for file in manifest.get("files", ())})
+    return clean_all()
 
 
 def delete_model(model: Model) -> None:
@@ -278,21 +324,28 @@ def delete_model(model: Model) -> None:
 
 def manifest_of(version: ModelVersion) -> Manifest:
     """Files of a READY version, as they travel to agents. Raises NotReady."""
-    if version.state != VersionState.READY:
-        raise NotReady(f"{version} is not ready ({version.get_state_display()}).")
-    return msgspec.convert(version.manifest, Manifest)
+    return copies.manifest_of(version)
 
 
 def verify_version(version: ModelVersion) -> list[str]:
-    """Paths of a READY version whose bytes in the store are not what they should be; reads all of them."""
-    return store().verify(manifest_of(version))
+    """Paths of a READY version whose bytes in some copy within reach are not what they should be; reads all."""
+    manifest_of(version)
+    bad: set[str] = set()
+    for copy in copies.copies_of(version):
+        with suppress(LocationUnreachable):
+            bad.update(one["path"] for one in scrub.bad_files(copy))
+    return sorted(bad)
 
 
 # ------------------------------------------------------------------------------------------------ parts
 
 
 def begin(name: str, version: str | None, job: ImportJob, *, source: str, **about: Any) -> ModelVersion:
-    """A row that is IMPORTING, and a worker told to do its job. `about`: see `new_row`. Raises VersionTaken."""
+    """A row that is IMPORTING, and a worker told to do its job. `about`: see `new_row`.
+
+    Raises VersionTaken, and as `choose` does.
+    """
+    job.location = job.location or choose(None)
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
         row = new_row(model, version, source=source, now=job.queued_at, **about)
@@ -314,15 +367,19 @@ def _enqueue(row: ModelVersion) -> None:
 
 def _take_in(row: ModelVersion, job: ImportJob) -> None:
     """Files into the store, row READY. Paths are checked again: a link may lead elsewhere since the request."""
+    if job.in_place:
+        shared.take_in(row, job, _row_progress(row.pk))
+        return
+    place = store_of(job)
     if job.is_fetched:
-        with store().stage_files(kinds.fetch(row, job)) as staged:
+        with place.stage_files(kinds.fetch(row, job)) as staged:
             _publish(row, staged)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
     archive = archives.archive_at(path)
     note = _row_progress(row.pk)
-    with _staged(path, archive, link=job.link, protected=protected, progress=note) as staged:
+    with _staged(place, path, archive, link=job.link, protected=protected, progress=note) as staged:
         _publish(row, staged)
 
 
@@ -339,21 +396,27 @@ def _named(name: str | None, version: str | None, archive: archives.Archive | No
 
 @contextmanager
 def _staged(
-    path: Path, archive: archives.Archive | None, *, link: bool, protected: Sequence[Path], progress: Progress | None
+    place: Store,
+    path: Path,
+    archive: archives.Archive | None,
+    *,
+    link: bool,
+    protected: Sequence[Path],
+    progress: Progress | None,
 ) -> Iterator[Staged]:
     """The files of a path, or those in an archive; as `Store.stage`."""
     if archive is None:
-        with store().stage(path, link=link, protected=protected, progress=progress) as staged:
+        with place.stage(path, link=link, protected=protected, progress=progress) as staged:
             yield staged
         return
     note = progress or (lambda share: None)
-    with store().stage_by(lambda folder: archives.take(archive, folder, SPARE_BYTES, note)) as staged:
+    with place.stage_by(lambda folder: archives.take(archive, folder, SPARE_BYTES, note)) as staged:
         yield staged
 
 
 def _publish(row: ModelVersion, staged: Staged) -> None:
     facts = inspect_staged(staged)
-    with store().lock(), transaction.atomic():
+    with staged.store.lock(), transaction.atomic():
         publish_importing(row, staged, facts)
 
 
@@ -379,8 +442,11 @@ def _is_orphaned(job: ImportJob, now: dt.datetime) -> bool:
     """Whether no worker has it any more, or none got it in time."""
     if job.started_at is None:
         return now - job.queued_at >= QUEUED_AT_MOST
-    with store().import_lock(str(job.pk)) as mine:
-        return mine
+    try:
+        with import_lock(job) as mine:
+            return mine
+    except LocationUnreachable:
+        return False  # until its disk is there again
 
 
 def _lost(job: ImportJob) -> RegistryError:
@@ -393,7 +459,8 @@ def _lost(job: ImportJob) -> RegistryError:
 def _forget(job: ImportJob) -> None:
     ImportJob.objects.filter(pk=job.pk).delete()
     if job.upload:
-        store().drop_upload(Path(job.path))
+        kept = Path(job.path)
+        Store(kept.parents[2]).drop_upload(kept)  # of the location that was the default one then
 
 
 def _row_progress(version_id: int) -> Progress:

@@ -8,6 +8,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from models_registry.errors import BadSource, InvalidName
+from models_registry.location_models import StorageLocation
 from models_registry.models import Model, ModelVersion
 
 _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
@@ -39,7 +40,8 @@ def own_paths() -> tuple[Path, ...]:
     database = settings.DATABASES["default"]
     if database["ENGINE"].endswith("sqlite3"):
         paths += [Path(f"{database['NAME']}{suffix}") for suffix in _DATABASE_SUFFIXES]
-    return tuple(path.resolve() for path in paths)
+    stores = StorageLocation.objects.filter(builtin=False)  # resolved when added; to do so now may hang on a dead disk
+    return (*(path.resolve() for path in paths), *(location.store_root for location in stores))
 
 
 def check_name(name: str | None, version: str | None) -> None:

@@ -55,6 +55,7 @@ class Staged:
 
     folder: Path  # the checkout as it will be
     manifest: Manifest
+    store: Store
 
 
 class Store:
@@ -85,19 +86,8 @@ class Store:
     @contextmanager
     def import_lock(self, name: str) -> Iterator[bool]:
         """Whether this process may do import `name`: False while another, living process has it."""
-        path = self.root / "imports" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-            except (BlockingIOError, FileNotFoundError):  # the latter: its holder ended it just now
-                mine = False
-            try:
-                yield mine
-            finally:
-                if mine:
-                    path.unlink(missing_ok=True)
+        with held(self.root / "imports" / f"{name}.lock") as mine:
+            yield mine
 
     @contextmanager
     def stage(
@@ -119,7 +109,7 @@ class Store:
         self._check_space(source, files, link=link)
         with self._staging_folder() as folder:
             taken = self._taken(files, folder / "files", link=link, progress=progress or (lambda share: None))
-            yield Staged(folder=folder / "files", manifest=check_manifest(Manifest(files=taken)))
+            yield Staged(folder / "files", check_manifest(Manifest(files=taken)), self)
 
     @contextmanager
     def _staging_folder(self) -> Iterator[Path]:
@@ -143,7 +133,7 @@ class Store:
         self.clean_leftovers()
         with self._staging_folder() as folder:
             manifest = check_manifest(Manifest(files=tuple(sorted(take(folder / "files")))))
-            yield Staged(folder=folder / "files", manifest=manifest)
+            yield Staged(folder=folder / "files", manifest=manifest, store=self)
 
     @property
     def downloads(self) -> Path:
@@ -163,7 +153,7 @@ class Store:
                 except FileNotFoundError:  # another import has put it into the store, and its other name is gone
                     os.link(self.blob_path(file.sha256), target)
             manifest = check_manifest(Manifest(files=tuple(sorted(file for file, _ in files))))
-            yield Staged(folder=folder / "files", manifest=manifest)
+            yield Staged(folder / "files", manifest, self)
 
     def publish(self, staged: Staged) -> None:
         """Put a staged version in its place. Call it with the lock held; a version that is there already stays."""
@@ -192,7 +182,7 @@ class Store:
         return [
             file.path
             for file in manifest.files
-            if not _matches(self.blob_path(file.sha256), file) or not _same_file(checkout / file.path, file, self)
+            if not matches(self.blob_path(file.sha256), file) or not _same_file(checkout / file.path, file, self)
         ]
 
     def delete_unreferenced(self, digests_in_use: Iterable[str], blobs_in_use: Iterable[str] = ()) -> int:
@@ -328,6 +318,23 @@ class Store:
         return msgspec.json.decode(content, type=Manifest).files
 
 
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Whether this process has the lock file `path`: False while another, living process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):  # the latter: its holder ended it just now
+            mine = False
+        try:
+            yield mine
+        finally:
+            if mine:
+                path.unlink(missing_ok=True)
+
+
 def _copied_chunks(source: Path, target: Path | None) -> Iterator[bytes]:
     """Chunks of a file as they are written to `target` (None: only read). On disk, and read-only, at the end."""
     handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -370,7 +377,8 @@ def _is_abandoned(folder: Path) -> bool:
         return False
 
 
-def _matches(path: Path, file: ManifestFile) -> bool:
+def matches(path: Path, file: ManifestFile) -> bool:
+    """Whether the file at `path` has the bytes that the manifest says; reads all of them."""
     try:
         if path.stat().st_size != file.size_bytes:
             return False
@@ -382,7 +390,7 @@ def _matches(path: Path, file: ManifestFile) -> bool:
 
 def _same_file(path: Path, file: ManifestFile, store: Store) -> bool:
     try:
-        return path.samefile(store.blob_path(file.sha256)) or _matches(path, file)
+        return path.samefile(store.blob_path(file.sha256)) or matches(path, file)
     except FileNotFoundError:
         return False
 

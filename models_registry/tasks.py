@@ -7,6 +7,7 @@ from celery.schedules import crontab
 from django.utils import timezone
 
 from models_registry import aliases, services
+from models_registry.locations.tasks import BEAT as LOCATIONS_BEAT
 
 
 @shared_task(name="models_registry.import_version")
@@ -49,5 +50,6 @@ BEAT = {
     },
     "models-expire-imports": {"task": "models_registry.expire_imports", "schedule": 900.0},
     "models-clean-store": {"task": "models_registry.clean_store", "schedule": crontab(hour=3, minute=40)},
+    **LOCATIONS_BEAT,
 }
 """Entries for CELERY_BEAT_SCHEDULE."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
-from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from models_registry import aliases
 from models_registry.errors import RegistryError, VersionTaken
 from models_registry.inspect import ModelFacts, inspect
-from models_registry.models import Model, ModelVersion, VersionState
-from models_registry.store import Staged, Store
+from models_registry.location_models import StorageLocation
+from models_registry.locations.copies import put
+from models_registry.locations.places import builtin, default, reach, run_folder
+from models_registry.models import ImportJob, Model, ModelVersion, VersionState
+from models_registry.store import Staged, Store, held
 from wire.manifest import Manifest
 
 _MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to count on from
@@ -26,9 +28,24 @@ _PLAIN_FACTS = (
 )
 
 
-def store() -> Store:
-    """This installation's store."""
-    return Store(Path(settings.MODEL_STORE_DIR))
+def store(location: StorageLocation | None = None) -> Store:
+    """The store of a location; without one, that of the default location. Raises LocationUnreachable."""
+    return reach(location or default())
+
+
+def store_of(job: ImportJob) -> Store:
+    """The store that an import goes to; jobs of the previous release name none. Raises LocationUnreachable."""
+    return reach(job.location or builtin())
+
+
+def import_lock(job: ImportJob) -> AbstractContextManager[bool]:
+    """Whether this process may do an import: `Store.import_lock` of where it goes. Raises LocationUnreachable.
+
+    Of one in place it lies elsewhere: nothing is written where the files are.
+    """
+    if job.in_place:
+        return held(run_folder() / f"import-{job.pk}.lock")
+    return store_of(job).import_lock(str(job.pk))
 
 
 def inspect_staged(staged: Staged) -> ModelFacts:
@@ -83,31 +100,37 @@ def _free_version(model: Model, version: str) -> None:
 
 def publish(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
     """Files in place, row READY: called with the store's lock held, in a transaction. Repeating it repairs."""
-    store().publish(staged)
     aliases.lock_model(row.model_id)
-    _describe(row, staged.manifest, facts)
+    describe(row, staged.manifest, facts)
     row.save()
+    put(row, staged)
     aliases.settle_latest(row.model, by=row.imported_by, now=timezone.now())
 
 
 def publish_importing(row: ModelVersion, staged: Staged, facts: ModelFacts) -> None:
     """`publish` for a row that was made earlier. Raises RegistryError when it is not waited for any more."""
-    row.refresh_from_db()
-    if row.state != VersionState.IMPORTING:
-        raise RegistryError(f"The import of {row} was ended meanwhile.")
-    if twin := ready_twin(row.model, staged):
-        raise VersionTaken(f"The same files are here already, as {twin}.", remedy="Use that version.")
+    check_importing(row, staged.manifest)
     publish(row, staged, facts)
 
 
-def _describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
+def check_importing(row: ModelVersion, manifest: Manifest) -> None:
+    """Raises RegistryError when the row is not waited for any more, VersionTaken when it is here already."""
+    row.refresh_from_db()
+    if row.state != VersionState.IMPORTING:
+        raise RegistryError(f"The import of {row} was ended meanwhile.")
+    if twin := row.model.versions.filter(state=VersionState.READY, digest=manifest.digest).first():
+        raise VersionTaken(f"The same files are here already, as {twin}.", remedy="Use that version.")
+
+
+def describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
+    """Write what it is into a row that becomes READY; it is not saved."""
     row.state, row.progress, row.error = VersionState.READY, 1.0, ""
     row.manifest = msgspec.to_builtins(manifest)
     row.digest, row.size_bytes = manifest.digest, manifest.size_bytes
-    describe(row, facts)
+    describe_facts(row, facts)
 
 
-def describe(row: ModelVersion, facts: ModelFacts) -> None:
+def describe_facts(row: ModelVersion, facts: ModelFacts) -> None:
     """What the headers say, into the row's fields. It is not saved."""
     row.format = facts.format
     row.architecture, row.quantization = _text(facts.architecture, 80), _text(facts.quantization, 40)

@@ -8,8 +8,10 @@ from django.contrib.auth.models import Group, User
 from apikeys.models import ApiKey, ManagementKey, Membership, ModelQuota, Project
 from deployments.models import Deployment, ModelPrice, Provider, Revision, Route, RouteTarget
 from fleet.models import Gateway, JoinToken, Server
+from models_registry.location_models import StorageJob, StorageLocation, VersionCopy
 from models_registry.models import HubToken, Model
 
+_DECIDED = ["name", "kind", "path", "server_path", "quota_bytes", "read_only", "is_default"]
 _NODE = ["public_key_pem", "certificate_pem"]
 
 
@@ -20,6 +22,9 @@ def register_all() -> None:
     auditlog.register(JoinToken, exclude_fields=["secret_hash"])
     auditlog.register(Model)
     auditlog.register(HubToken, exclude_fields=["sealed_token"])
+    auditlog.register(StorageLocation, include_fields=_DECIDED)
+    auditlog.register(StorageJob, include_fields=["kind", "version", "location", "source"])
+    auditlog.register(VersionCopy, include_fields=["version", "location", "in_place"])
     auditlog.register(Deployment, exclude_fields=["explanation", "refusals", "updated_at"])
     auditlog.register(Revision)
     auditlog.register(Project, exclude_fields=["updated_at"])

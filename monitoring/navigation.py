@@ -35,6 +35,12 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                     can("models_registry.view_modelversion"),
                 ),
                 _link(
+                    "Storage",
+                    "hard_drive",
+                    "models_registry_storagelocation_changelist",
+                    can("models_registry.view_storagelocation"),
+                ),
+                _link(
                     "Hub tokens",
                     "key_vertical",
                     "models_registry_hubtoken_changelist",

@@ -17,6 +17,8 @@ from deployments.models import Deployment, Instance, Leader, Phase
 from fleet.load import CERTIFICATE_WARNING, load_shares, node_status
 from fleet.models import Gateway, Server
 from fleet.status import NodeStatus
+from models_registry.location_models import CopyState, StorageLocation, VersionCopy
+from models_registry.models import VersionState
 
 CHART_HOURS = 24
 _TROUBLE = {"failed", "unplaceable", "degraded"}
@@ -75,6 +77,7 @@ def overview(now: datetime) -> Overview:
             *_control_alerts(deployments, gateways, online, age_s),
             *_server_alerts(servers, now),
             *_deployment_alerts(deployments, statuses),
+            *_store_alerts(),
         ),
     )
 
@@ -120,6 +123,19 @@ def _deployment_alerts(deployments: list[Deployment], statuses: dict[int, Any]) 
             url = reverse("admin:deployments_deployment_change", args=[row.pk])
             said = f": {status.reason}" if status.reason else ""
             alerts.append(Alert(severity, f"{row.name} is {status.state}{said}", url))
+    return alerts
+
+
+def _store_alerts() -> list[Alert]:
+    """What is wrong where models are kept."""
+    alerts = []
+    for place in StorageLocation.objects.filter(reachable=False):
+        url = reverse("admin:models_registry_storagelocation_change", args=[place.pk])
+        alerts.append(Alert("error", f"Location {place.name} cannot be reached: {place.error}", url))
+    damaged = VersionCopy.objects.exclude(state=CopyState.WHOLE).filter(version__state=VersionState.READY)
+    for copy in damaged.select_related("version__model", "location"):
+        url = reverse("admin:models_registry_modelversion_change", args=[copy.version_id])
+        alerts.append(Alert("error", f"{copy} is {copy.state}: {copy.problem}", url))
     return alerts
 
 

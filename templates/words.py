@@ -60,10 +60,12 @@ def since(moment: datetime | None, now: datetime) -> str:
 
 
 _TONES = {
-    "good": {"online", "ready", "active", "info ok", "run", "valid"},
-    "bad": {"lost", "failed", "revoked", "unplaceable", "error", "backoff", "expired", "no"},
-    "warn": {"degraded", "warning", "unhealthy", "cordoned", "draining", "drain", "offline", "expires soon"},
-    "busy": {"starting", "updating", "stopping", "importing", "fetching", "pending", "never", "stop"},
+    "good": {"online", "ready", "active", "info ok", "run", "valid", "whole", "reachable", "done"},
+    "bad": {"lost", "failed", "revoked", "unplaceable", "error", "backoff", "expired", "no"}
+    | {"damaged", "missing", "unreachable"},
+    "warn": {"degraded", "warning", "unhealthy", "cordoned", "draining", "drain", "offline", "expires soon", "partial"},
+    "busy": {"starting", "updating", "stopping", "importing", "fetching", "pending", "never", "stop"}
+    | {"queued", "running"},
 }
 
 

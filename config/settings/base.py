@@ -38,6 +38,9 @@ LICENSES_TO_ACCEPT = [
     one for one in os.environ.get("STOKEHOLD_LICENSES_TO_ACCEPT", "").replace(",", " ").split() if one
 ]
 """Patterns of licences, as sources name them, that somebody must accept before a model is deployed: `llama* gemma`."""
+SCRUB_EVERY_DAYS = float(os.environ.get("STOKEHOLD_SCRUB_DAYS") or 30)  # each copy of a model is read again; 0: never
+SCRUB_BYTES_PER_SECOND = int(os.environ.get("STOKEHOLD_SCRUB_BYTES_PER_SECOND") or 100_000_000)  # at most; 0: no limit
+PIECES_DIR = HOME.path / "pieces"  # hashes of pieces of files, for servers
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))
 GATEWAY_PORT = int(OPTIONS.get("gateway_port", 8080))
@@ -222,6 +225,10 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "NodeRoleEnum": "fleet.models.Role",
         "ModelVersionStateEnum": "models_registry.models.VersionState",
+        "CopyStateEnum": "models_registry.location_models.CopyState",
+        "LocationKindEnum": "models_registry.location_models.LocationKind",
+        "StorageJobKindEnum": "models_registry.location_models.JobKind",
+        "StorageJobStateEnum": "models_registry.location_models.JobState",
         "EndpointGroupEnum": [(group, group) for group in ENDPOINT_GROUPS],
     },
 }

@@ -16,11 +16,11 @@ import structlog
 from models_registry.archive.manifest import FILES, NAME, ArchiveManifest, encode
 from models_registry.archive.tar_plan import TarPlan, plan_tar
 from models_registry.errors import ExportRefused, NoSpace
+from models_registry.locations.find import blob_or_fail
 from models_registry.models import ModelVersion
 from models_registry.services import manifest_of
 from models_registry.sources import own_paths
 from models_registry.store import CHUNK_BYTES, SPARE_BYTES
-from models_registry.versions import store
 from wire.manifest import ManifestFile
 
 log = structlog.get_logger(__name__)
@@ -44,16 +44,16 @@ def archive_manifest(version: ModelVersion) -> ArchiveManifest:
 
 
 def tar_of(version: ModelVersion) -> TarPlan:
-    """How the version is as a tar. Raises NotReady."""
+    """How the version is as a tar. Raises NotReady, LocationUnreachable."""
     manifest = archive_manifest(version)
-    blobs = [store().blob_path(file.sha256) for file in manifest.files]
+    blobs = [blob_or_fail(file.sha256) for file in manifest.files]
     return plan_tar(manifest, blobs, int(version.created_at.timestamp()))
 
 
 def export_version(version: ModelVersion, target: Path, *, progress: Progress = lambda share: None) -> Path:
     """Write a READY version to `target`: a tar when it is called so, else a folder. It is there whole, or not at all.
 
-    Raises NotReady, ExportRefused, NoSpace.
+    Raises NotReady, ExportRefused, NoSpace, LocationUnreachable.
     """
     target = _checked_target(target)
     manifest = archive_manifest(version)
@@ -132,7 +132,7 @@ def _write_folder(manifest: ArchiveManifest, made: Path, progress: Progress) -> 
         place = made / FILES / file.path
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("xb") as writer:
-            for chunk in _checked_chunks(store().blob_path(file.sha256), file):
+            for chunk in _checked_chunks(blob_or_fail(file.sha256), file):
                 writer.write(chunk)
                 done += len(chunk)
                 progress(done / total)

@@ -10,7 +10,7 @@ from django.utils import timezone
 from models_registry.errors import ImportCancelled, NotReady
 from models_registry.models import ImportJob, ModelVersion, VersionState
 from models_registry.services import fail_import, requeue
-from models_registry.versions import store
+from models_registry.versions import import_lock
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +49,10 @@ def cancel_import(row: ModelVersion) -> None:
     """End an import; what was fetched stays for a week, for the next one. Raises NotReady."""
     if not _jobs(row).update(cancelled=True, paused=False):
         raise _not_fetched(row)
-    with store().import_lock(str(row.pk)) as mine:  # else its worker sees it within a second
-        if mine:
-            fail_import(row, ImportCancelled("The import was cancelled."))
+    for job in ImportJob.objects.select_related("location").filter(pk=row.pk):
+        with import_lock(job) as mine:  # else its worker sees it within a second
+            if mine:
+                fail_import(row, ImportCancelled("The import was cancelled."))
     log.info("model.import_cancelled", model=str(row))
 
 

@@ -22,8 +22,11 @@ from models_registry.download.transfer import Progress, Wanted
 from models_registry.errors import ImportCancelled, RegistryError
 from models_registry.fetching.policy import limit_at
 from models_registry.fetching.shares import Contender, share_of
+from models_registry.locations.copies import known_bad
+from models_registry.locations.mend import drop_other_name
+from models_registry.locations.places import location_of
 from models_registry.models import ImportJob, ModelVersion
-from models_registry.versions import store
+from models_registry.versions import store_of
 from wire.manifest import ManifestFile
 
 _LOOK_S = 0.5
@@ -68,8 +71,11 @@ def fetch(
 
     Raises Parked, RegistryError, and the database's errors.
     """
-    store_ = store()
-    missing = [one for one in items if not (one.sha256 and store_.blob_path(one.sha256).exists())]
+    store_ = store_of(job)
+    bad = known_bad(location_of(store_))
+    for sha256 in bad:
+        drop_other_name(store_, sha256)
+    missing = [one for one in items if one.sha256 in {"", *bad} or not store_.blob_path(one.sha256).exists()]
     wanted = [
         Wanted(store_.downloads / one.place, one.size, one.remote, sha256=one.sha256, git_sha1=one.git_sha1)
         for one in missing

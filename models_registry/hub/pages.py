@@ -17,6 +17,7 @@ from models_registry.errors import RegistryError
 from models_registry.fetching import services as fetching
 from models_registry.hub import imports, services
 from models_registry.hub.choose import variants
+from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, ModelVersion
 from templates.base import PageAdmin, told, words_of
 from templates.forms import PageForm
@@ -50,6 +51,9 @@ class FetchForm(PageForm):
     limit_mb = forms.FloatField(
         required=False, min_value=0.01, label="Not faster than (MB/s)", help_text="Empty: as fast as it goes."
     )
+    location = forms.ModelChoiceField(
+        StorageLocation.objects.all(), required=False, to_field_name="name", empty_label="the default location"
+    )
 
 
 def hub_page(page: PageAdmin, request: HttpRequest) -> HttpResponse:
@@ -82,6 +86,7 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
                 paths=sorted(taken),
                 name=fetch.cleaned_data["name"],
                 token=asked["token"],
+                location=fetch.cleaned_data["location"],
                 limit_bytes_per_second=int(limit * 1e6) if limit else None,
                 by=request.user.get_username(),
                 now=timezone.now(),

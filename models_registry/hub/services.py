@@ -13,6 +13,8 @@ from fleet.sealed import seal
 from models_registry.errors import InvalidToken, TokenNameTaken
 from models_registry.hub.choose import Choice
 from models_registry.hub.imports import look_up, spec_of
+from models_registry.location_models import StorageLocation
+from models_registry.locations.room import choose
 from models_registry.models import HubToken, ImportJob, ModelVersion
 from models_registry.services import begin
 from models_registry.sources import check_name
@@ -31,13 +33,15 @@ def start_hub_import(
     token: HubToken | None = None,
     limit_bytes_per_second: int | None = None,
     by: str = "",
+    location: StorageLocation | None = None,
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch a model from the Hub: the row is IMPORTING now, and READY or FAILED later.
 
     The commit is fixed here; what the branch becomes meanwhile does not matter. `paths` are the files to take, else
     those that match `patterns`, else the sensible ones. `name`: by default the repository's.
-    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken.
+    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken, QuotaExceeded,
+    LocationReadOnly, LocationUnreachable.
     """
     name = name or repo
     check_name(name, version)
@@ -46,7 +50,11 @@ def start_hub_import(
         choice = Choice(tuple(paths), "those that were chosen")
     spec = spec_of(model, choice, patterns)
     job = ImportJob(
-        hub=msgspec.to_builtins(spec), token=token, limit_bytes_per_second=limit_bytes_per_second, queued_at=now
+        hub=msgspec.to_builtins(spec),
+        token=token,
+        limit_bytes_per_second=limit_bytes_per_second,
+        location=choose(location, sum(size for _, size, *_ in spec.files)),
+        queued_at=now,
     )
     about = {"imported_by": by, "license": spec.license[:200], "gated": spec.gated}
     return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}", **about)

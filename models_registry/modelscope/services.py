@@ -9,6 +9,7 @@ from django.conf import settings
 
 from models_registry.errors import BadSource
 from models_registry.hub.choose import chosen
+from models_registry.location_models import StorageLocation
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.modelscope.client import DEFAULT_REVISION, ModelScope
 from models_registry.modelscope.imports import job_fields
@@ -26,6 +27,7 @@ def start_modelscope_import(
     token: str = "",
     limit_bytes_per_second: int | None = None,
     priority: int = 0,
+    location: StorageLocation | None = None,
     by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
@@ -52,6 +54,7 @@ def start_modelscope_import(
         path=source,  # a release that knows no ModelScope finds no such file, and says so
         limit_bytes_per_second=limit_bytes_per_second,
         priority=priority,
+        location=location,
         queued_at=now,
         **job_fields(scope, repo, wanted, token.strip()),
     )

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from django.conf import settings
 
 from models_registry.errors import BadSource
+from models_registry.location_models import StorageLocation
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.s3.address import Bucket, bucket_of
 from models_registry.s3.client import S3Object, listed
@@ -33,6 +34,7 @@ def start_s3_import(
     patterns: Sequence[str] = (),
     limit_bytes_per_second: int | None = None,
     priority: int = 0,
+    location: StorageLocation | None = None,
     by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
@@ -58,6 +60,7 @@ def start_s3_import(
         path=str(bucket),  # a release that knows no buckets finds no such file, and says so
         limit_bytes_per_second=limit_bytes_per_second,
         priority=priority,
+        location=location,
         queued_at=now,
         **job_fields(bucket, credentials, objects),
     )

@@ -14,9 +14,9 @@ from models_registry.download.downloader import running
 from models_registry.download.remote import Remote
 from models_registry.fetching.probe import measured
 from models_registry.fetching.work import Item, is_wanted
+from models_registry.locations import find_blob
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.urls.parse import UrlFile
-from models_registry.versions import store
 
 KIND = "urls"
 _AT_ONCE = 256
@@ -94,10 +94,8 @@ def _stored(sha256: str) -> Pin | None:
     """Of a file that is in the store already: its server need not be asked."""
     if not sha256:
         return None
-    try:
-        return Pin(store().blob_path(sha256).stat().st_size, "")
-    except FileNotFoundError:
-        return None
+    blob = find_blob(sha256)
+    return None if blob is None else Pin(blob.stat().st_size, "")
 
 
 def _place(row: ModelVersion, remote: Remote, pin: Pin) -> str:

@@ -13,6 +13,7 @@ from django.conf import settings
 from models_registry.download.guard import is_allowed
 from models_registry.download.remote import forbidden
 from models_registry.errors import BadSource
+from models_registry.location_models import StorageLocation
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.services import begin
 from models_registry.sources import check_name
@@ -29,6 +30,7 @@ def start_url_import(
     bearer_token: str = "",
     limit_bytes_per_second: int | None = None,
     priority: int = 0,
+    location: StorageLocation | None = None,
     by: str = "",
     now: dt.datetime,
 ) -> ModelVersion:
@@ -51,6 +53,7 @@ def start_url_import(
         path=_source(files),  # a release that knows no URLs finds no such file, and says so
         limit_bytes_per_second=limit_bytes_per_second,
         priority=priority,
+        location=location,
         queued_at=now,
         **job_fields(files, sent),
     )

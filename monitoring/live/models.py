@@ -6,6 +6,8 @@ from typing import Any
 
 from fleet.models import Server
 from models_registry.catalog import files_of
+from models_registry.location_models import StorageJob
+from models_registry.locations.copies import copies_of
 from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import cells, fragment, list_digest
 from monitoring.live.servers import used_at
@@ -24,12 +26,14 @@ def render_one(ask: Any) -> dict[str, str]:
     version = ModelVersion.objects.select_related("model").filter(pk=ask.argument).first()
     if version is None:
         return {"model:head": "gone"}
+    work = StorageJob.objects.filter(version=version).select_related("location", "source").first()
     job = ImportJob.objects.filter(ImportJob.FETCHED, pk=version.pk).first()
     fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
     files = files_of(version)
     return {
         "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),
+        "model:copies": fragment("model_copies", row=version, copies=copies_of(version), job=work),
         "model:files": fragment("model_files", row=version, files=files, fetching=fetching),
         "model:servers": fragment("model_servers", servers=_servers(version.digest)),
     }

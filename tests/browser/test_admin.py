@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 from apikeys.models import ApiKey, UsageHour
 from deployments.models import Deployment, Instance
 from fleet.models import ServerState
+from models_registry.locations.places import builtin
 from tests.browser.conftest import Site
 from tests.factories import make_deployment, make_instance, make_key, make_model_version, make_project, make_server
 from tests.master import Master
@@ -174,6 +175,9 @@ def test_every_page_fits_a_phone(site: Site) -> None:
         "models_registry/modelversion/",
         f"models_registry/modelversion/{instance.revision.model_version_id}/change/",
         "models_registry/modelversion/add/",
+        "models_registry/storagelocation/",
+        "models_registry/storagelocation/add/",
+        f"models_registry/storagelocation/{builtin().pk}/change/",
         "deployments/deployment/",
         f"deployments/deployment/{row.pk}/change/",
         "deployments/deployment/add/",
@@ -220,6 +224,7 @@ def test_every_control_of_the_forms_has_a_label(site: Site) -> None:
         "apikeys/apikey/add/",
         "fleet/server/add/",
         "models_registry/modelversion/add/",
+        "models_registry/storagelocation/add/",
     ):
         page = site.open(path)
         assert page.evaluate(script) == [], path

@@ -119,5 +119,8 @@ def make_version(path: Path, name: str = "tiny", **more: Any) -> ModelVersion:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Files of a store, but for its lock."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
+    """Files of a store, but for its lock and its marker."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+        ".lock",
+        ".stokehold-location",
+    }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import random
+from pathlib import Path
 
 import msgspec
 import pytest
+from django.conf import settings
 from django.test import Client, override_settings
 from django.utils import timezone
 
@@ -40,7 +42,7 @@ def version(tmp_path, transactional_db) -> ModelVersion:
 
 
 def test_hashes_of_pieces_are_ready_when_an_import_is(version, client: Client):
-    assert (store().root / "pieces" / SHA256).read_bytes() == HASHES
+    assert (Path(settings.PIECES_DIR) / SHA256).read_bytes() == HASHES
     _, auth = make_node(Server, "a")
     answer = client.get(f"/api/v1/blobs/{SHA256}/pieces", headers=auth)
     assert (answer.status_code, answer.content) == (200, HASHES)
@@ -48,10 +50,10 @@ def test_hashes_of_pieces_are_ready_when_an_import_is(version, client: Client):
 
 
 def test_hashes_are_made_anew_when_they_were_lost_or_cut(version):
-    place = store().root / "pieces" / SHA256
+    place = Path(settings.PIECES_DIR) / SHA256
     for text in (None, HASHES[:-1]):
         place.unlink() if text is None else place.write_bytes(text)
-        assert piece_hashes(store().root, store().blob_path(SHA256)) == HASHES
+        assert piece_hashes(SHA256, store().blob_path(SHA256)) == HASHES
         assert place.read_bytes() == HASHES
 
 
@@ -59,9 +61,9 @@ def test_a_damaged_blob_is_handed_to_nobody(version, client: Client):
     blob = store().blob_path(SHA256)
     blob.chmod(0o644)
     blob.write_bytes(CONTENT[:-1] + b"\0" if CONTENT[-1] else CONTENT[:-1] + b"\1")
-    (store().root / "pieces" / SHA256).unlink()
+    (Path(settings.PIECES_DIR) / SHA256).unlink()
     with pytest.raises(DamagedBlob):
-        piece_hashes(store().root, blob)
+        piece_hashes(SHA256, blob)
     _, auth = make_node(Server, "a")
     answer = client.get(f"/api/v1/blobs/{SHA256}/pieces", headers=auth)
     assert (answer.status_code, answer.json()["code"]) == (503, "blob_damaged")
@@ -69,7 +71,7 @@ def test_a_damaged_blob_is_handed_to_nobody(version, client: Client):
 
 def test_hashes_go_with_their_blob(version):
     services.delete_version(version)
-    assert not list((store().root / "pieces").iterdir())
+    assert not (Path(settings.PIECES_DIR) / SHA256).exists()
 
 
 @pytest.mark.parametrize("path", [f"blobs/{SHA256}/pieces", f"manifests/{'0' * 64}/peers"])

@@ -16,6 +16,7 @@ from models_registry.acting import COMMAND_LINE
 from models_registry.errors import RegistryError
 from models_registry.fetching.work import Detail
 from models_registry.importing import start_fetch
+from models_registry.management.locations import location_called
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 
 _LOOK_S = 0.5
@@ -43,6 +44,7 @@ class Command(BaseCommand):
         parser.add_argument("--header", action="append", default=[], help="'NAME: VALUE' for https://; repeatable")
         parser.add_argument("--endpoint", default="", help="of s3://; default: AWS")
         parser.add_argument("--region", default="", help="of s3://; default: us-east-1")
+        parser.add_argument("--location", help="name of the storage location it goes to; default: the default one")
         parser.add_argument("--no-wait", action="store_true", help="start it, and leave")
         parser.epilog = (
             "Keys of s3:// are read from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN: arguments"
@@ -56,6 +58,7 @@ class Command(BaseCommand):
             "version": options["model_version"],
             "patterns": options["include"],
             "priority": options["priority"],
+            "location": location_called(options["location"]) if options["location"] else None,
             "limit_bytes_per_second": int(options["limit"] * 1e6) if options["limit"] else None,
         }
         try:

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from models_registry.acting import COMMAND_LINE
 from models_registry.errors import RegistryError
+from models_registry.management.locations import location_called
 from models_registry.services import import_path
 
 
@@ -22,21 +23,24 @@ class Command(BaseCommand):
         parser.add_argument("path", type=Path, help="a file, a folder with the model's files, or an archive")
         parser.add_argument("--version", dest="model_version", metavar="V", help="default: next number")
         parser.add_argument("--link", action="store_true", help="hard-link instead of copying, where possible")
+        parser.add_argument("--location", help="name of the storage location it goes to; default: the default one")
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
         return super().create_parser(prog_name, subcommand, conflict_handler="resolve", **kwargs)
 
-    def handle(self, *, name: str | None, path: Path, model_version: str | None, link: bool, **options: Any) -> None:
+    def handle(
+        self,
+        *,
+        name: str | None,
+        path: Path,
+        model_version: str | None,
+        link: bool,
+        location: str | None,
+        **options: Any,
+    ) -> None:
+        how = {"version": model_version, "link": link, "location": location_called(location) if location else None}
         try:
-            version = import_path(
-                name,
-                path,
-                version=model_version,
-                link=link,
-                by=COMMAND_LINE,
-                now=timezone.now(),
-                progress=self._show,
-            )
+            version = import_path(name, path, **how, by=COMMAND_LINE, now=timezone.now(), progress=self._show)
         except RegistryError as error:
             raise CommandError(f"{error.message} {error.remedy}") from error
         self._end_line()

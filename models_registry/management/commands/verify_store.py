@@ -1,4 +1,4 @@
-"""`./stokehold verify_store [MODEL ...]`"""
+"""`./stokehold verify_store [MODEL ...] [--location L] [--repair]`"""
 
 from __future__ import annotations
 
@@ -6,28 +6,54 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
 
-from models_registry.models import ModelVersion, VersionState
-from models_registry.services import verify_version
+from models_registry.errors import LocationUnreachable
+from models_registry.location_models import VersionCopy
+from models_registry.locations.copies import adopt
+from models_registry.locations.repair import repair
+from models_registry.locations.scrub import verify_now
+from models_registry.models import VersionState
 
 
 class Command(BaseCommand):
-    help = "Read every byte of the model store and compare it with its hash. Exit code 1 when something is damaged."
+    help = (
+        "Read every byte of every copy and compare it with its hash. Exit code 1 when something is, or stays, damaged."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("models", nargs="*", help="names of models; default: all")
+        parser.add_argument("--location", help="name of a location; default: all")
+        parser.add_argument("--repair", action="store_true", help="mend it from another copy, or from where it came")
 
-    def handle(self, *, models: list[str], **options: Any) -> None:
-        rows = ModelVersion.objects.filter(state=VersionState.READY).select_related("model").order_by("pk")
+    def handle(self, *, models: list[str], location: str | None, repair: bool, **options: Any) -> None:
+        adopt()
+        rows = VersionCopy.objects.filter(version__state=VersionState.READY).order_by("version", "pk")
         if models:
-            rows = rows.filter(model__name__in=models)
-        damaged = 0
-        for row in rows:
-            wrong = verify_version(row)
-            damaged += len(wrong)
-            for path in wrong:
-                self.stderr.write(f"{row}: {path} is missing, or not what it was")
-            if not wrong:
-                self.stdout.write(f"{row}: {len(row.manifest['files'])} files are as they should be")
+            rows = rows.filter(version__model__name__in=models)
+        if location:
+            rows = rows.filter(location__name=location)
+        damaged = unseen = 0
+        for copy in rows.select_related("location", "version__model"):
+            try:
+                damaged += self._verify(copy, repair)
+            except LocationUnreachable as error:
+                self.stderr.write(f"{copy} was not verified: {error.message}")
+                unseen += 1
         if damaged:
             raise CommandError(f"{damaged} files are damaged: import these versions again.")
+        if unseen:
+            raise CommandError(f"{unseen} copies could not be reached.")
+
+    def _verify(self, copy: VersionCopy, mend: bool) -> int:
+        """How many of its files are, and stay, damaged."""
+        bad = verify_now(copy, timezone.now())
+        for one in bad:
+            self.stderr.write(f"{copy}: {one['path']} {one['problem']}")
+        if not bad:
+            self.stdout.write(f"{copy}: {len(copy.version.manifest['files'])} files are as they should be")
+        elif mend:
+            left = repair(copy)
+            self.stdout.write(f"{copy}: {len(bad) - len(left)} of {len(bad)} files were repaired")
+            return len(left)
+        return len(bad)

@@ -20,6 +20,7 @@ from models_registry import services
 from models_registry.archive.manifest import NAME
 from models_registry.archive.services import export_version
 from models_registry.errors import ExportRefused, InvalidName, VersionTaken
+from models_registry.location_models import StorageLocation
 from models_registry.models import ModelAlias, ModelVersion, VersionState
 from tests.models_registry.archive.tars import WEIGHTS, sound, tar
 from tests.models_registry.factories import NOW, make_version, write_gguf, write_safetensors
@@ -42,6 +43,7 @@ def elsewhere(settings: Settings, tmp_path: Path) -> None:
     """Another master: no rows, no files."""
     ModelAlias.objects.all().delete()
     ModelVersion.objects.all().delete()
+    StorageLocation.objects.all().delete()
     settings.MODEL_STORE_DIR = tmp_path / "other-store"
 
 
