@@ -62,8 +62,22 @@ class AliasMoveSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = AliasMove
-        fields = ["at", "by", "from_version", "to_version", "pinned"]
+        fields = ["name", "at", "by", "from_version", "to_version", "pinned"]
         read_only_fields = fields
+
+
+class AliasMoves:
+    """A verb of the view set of models."""
+
+    @extend_schema(
+        summary="Show where all aliases of a model have been, newest first, also of those that are gone",
+        responses=AliasMoveSerializer(many=True),
+        filters=False,
+    )
+    @action(detail=True, methods=["get"], url_path="alias-moves")
+    def alias_moves(self, request: Request, pk: str) -> Response:
+        page = self.paginate_queryset(self.get_object().alias_moves.order_by("-at", "-id"))
+        return self.get_paginated_response(AliasMoveSerializer(page, many=True).data)
 
 
 class AliasFilter(filters.FilterSet):

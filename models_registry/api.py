@@ -69,7 +69,7 @@ class ModelFilter(filters.FilterSet):
     partial_update=extend_schema(summary="Change a model's description, notes or tags"),
     destroy=extend_schema(summary="Delete a model without versions"),
 )
-class ModelsViewSet(viewsets.ModelViewSet):
+class ModelsViewSet(aliases_api.AliasMoves, viewsets.ModelViewSet):
     queryset = Model.objects.annotate(version_count=Count("versions")).order_by("name")
     serializer_class = ModelSerializer
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]

@@ -26,7 +26,11 @@ _PICKLE_NAME = re.compile(r".*\.(?:bin|pt|pth|ckpt|pkl|pickle|joblib|dill|model|
 """Names under which a pickle without a header (protocols 0 and 1) is looked for."""
 _SAFE = (".gguf", ".safetensors")
 """Engines read these by their names, as what they say; whether they are sound, the readers of headers have seen."""
+_IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
 _MAX_NAMES = 40
+_MAX_IMPORTS = 1000
+_MAX_PICKLES = 10_000
+_MAX_WITHOUT_HEADER = 8  # torch reads five, and any of them may be of an old protocol
 _MAX_MEMBERS = 20_000
 _MAX_DIRECTORY_BYTES = 16 << 20
 _END_OF_ZIP = b"PK\x05\x06"
@@ -93,16 +97,14 @@ class _Look:
         head = content.read(_HEAD_BYTES)
         if packed := self._packed(head):
             return packed
-        if head.startswith(b"PK") or _ends_like_zip(content, size):
+        if head.startswith((b"PK\x03\x04", _END_OF_ZIP)) or _ends_like_zip(content, size):
             return self._zip(content, size)
         content.seek(0)
         return self._stream(content, name, depth=0)
 
     def _packed(self, head: bytes) -> Finding | None:
         """Archives that are not opened here."""
-        kind = next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), "")
-        if not kind and head[257:262] == b"ustar":
-            kind = "tar"
+        kind = _archive(head)
         return self._closed(f"It is a {kind} archive, which is not opened.") if kind else None
 
     def _zip(self, content: IO[bytes], size: int) -> Finding | None:
@@ -124,15 +126,7 @@ class _Look:
         try:
             with archive.open(member) as content:
                 return self._stream(content, member.filename, depth=1)
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            EOFError,
-            ValueError,
-            RuntimeError,
-            NotImplementedError,
-            zlib.error,
-        ) as error:
+        except UNREADABLE as error:
             return self._closed(f"{_short(member.filename)} in it cannot be read: {_short(error)}.")
 
     def _stream(self, content: Any, name: str, depth: int) -> Finding | None:
@@ -142,7 +136,7 @@ class _Look:
             head = stream.peek(_HEAD_BYTES)
         except UNREADABLE as error:
             return self._closed(f"It cannot be looked through: {_short(error) or 'it is too large'}.")
-        if depth and head.startswith((b"PK\x03\x04", *_ARCHIVES)):
+        if depth and (head.startswith(b"PK\x03\x04") or _archive(head)):
             return self._closed(f"{_short(name)} in it is an archive in an archive.")
         if opener := _opener(head):
             if depth > 1:
@@ -153,22 +147,36 @@ class _Look:
         if starts_like_pickle(head):
             return self._pickles(stream)
         if _PICKLE_NAME.fullmatch(name):  # of an old protocol, without a header: what imports something is one
-            found = walk(stream)
-            return self._told(found) if found.imports else None
+            found = self._pickles(stream)
+            return found if found.imports else None
         return None
 
     def _pickles(self, stream: Stream) -> Finding:
-        """Of old torch files there are several, one after the other, before the numbers."""
-        found = walk(stream)
-        while found.whole:
+        """Of torch files of old there are several, one after the other, and then the numbers."""
+        imports: dict[tuple[str, str], None] = {}
+        whole = True
+        for number in range(_MAX_PICKLES):
             try:
-                if not starts_like_pickle(stream.peek(2)):
-                    break
+                head = stream.peek(2)
             except UNREADABLE:
+                whole = False
                 break
-            after = walk(stream)
-            found = Pickle((*found.imports, *after.imports), after.whole)
-        return self._told(found)
+            has_header = starts_like_pickle(head)
+            if not head or (number >= _MAX_WITHOUT_HEADER and not has_header):
+                break
+            found = walk(stream)
+            if has_header or found.whole:
+                imports |= dict.fromkeys(found.imports)
+                whole = found.whole
+            else:  # the numbers begin here, or something that pretends to be numbers
+                imports |= dict.fromkeys(one for one in found.imports if all(map(_IDENTIFIER.fullmatch, one)))
+                break
+            if not whole or len(imports) > _MAX_IMPORTS:
+                whole = False
+                break
+        else:
+            whole = False
+        return self._told(Pickle(tuple(imports), whole))
 
     def _told(self, found: Pickle) -> Finding:
         names = tuple(dict.fromkeys(_name(*one) for one in found.imports))
@@ -190,6 +198,13 @@ class _Look:
 
     def _closed(self, note: str) -> Finding:
         return Finding(self._path, Danger.ARCHIVE, note=note)
+
+
+def _archive(head: bytes) -> str:
+    """Kind of an archive that is not opened here; empty: it is none."""
+    if head[257:262] == b"ustar":
+        return "tar"
+    return next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), "")
 
 
 def _ends_like_zip(content: IO[bytes], size: int) -> bool:
@@ -219,7 +234,15 @@ def _opener(head: bytes) -> Any:
         return bz2.BZ2File
     if head.startswith(b"\xfd7zXZ\x00"):
         return lzma.LZMAFile
-    return _ZlibFile if head[:2] in (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda") else None
+    return _ZlibFile if _is_zlib(head) else None
+
+
+def _is_zlib(head: bytes) -> bool:
+    """Two bytes say it, which a text may begin with, too."""
+    try:
+        return head[:2] in (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda") and bool(zlib.decompressobj().decompress(head, 64))
+    except zlib.error:
+        return False
 
 
 def _reopened(opener: Any, stream: Stream) -> Any:

@@ -141,7 +141,7 @@ def test_the_command_shows_moves_and_deletes(two, capsys):
 
 @pytest.mark.urls("tests.models_registry.urls")
 def test_aliases_over_rest(two):
-    operator = client_of(*(f"{verb}_modelalias" for verb in ("view", "add", "change", "delete")))
+    operator = client_of("view_model", *(f"{verb}_modelalias" for verb in ("view", "add", "change", "delete")))
     made = operator.post(URL, {"name": "prod", "model_version": two[0].pk}).json()
     assert (made["model"], made["version"], made["pinned"], made["followers"]) == ("tiny", "1", True, [])
     moved = operator.patch(f"{URL}{made['id']}/", {"model_version": two[1].pk}).json()
@@ -155,4 +155,8 @@ def test_aliases_over_rest(two):
     refused = operator.patch(f"{URL}{made['id']}/", {"model_version": other.pk})
     assert refused.json()["code"] == "invalid_alias"
     assert operator.delete(f"{URL}{made['id']}/").status_code == 204
+    told = operator.get(f"/api/v1/models/{two[0].model_id}/alias-moves/").json()["results"]
+    assert {("prod", "2", ""), ("prod", "1", "2")} <= {
+        (row["name"], row["from_version"], row["to_version"]) for row in told
+    }
     assert client_of("view_modelalias").post(URL, {"name": "x", "model_version": two[0].pk}).status_code == 403

@@ -31,6 +31,7 @@ class Evil:
 
 
 EVIL = pickle.dumps(Evil())
+TAR_GZ = gzip.compress(b"\0" * 257 + b"ustar\0" + b"\0" * 300)
 KIND = pickle.dumps(collections.OrderedDict(weight=[1.0, 2.0]))
 
 
@@ -68,10 +69,24 @@ def test_what_a_pickle_would_run_is_named_in_every_protocol(tmp_path, protocol):
         lzma.compress(EVIL),
         zlib.compress(EVIL),
         KIND + EVIL,
+        KIND + pickle.dumps(Evil(), 0),
+        pickle.dumps(1, 0) + pickle.dumps(Evil(), 0),
         EVIL[:-1],
         EVIL[:-1] + b"\xff not a pickle any more",
     ],
-    ids=["torch", "hidden name", "gzip", "bz2", "xz", "joblib", "second pickle", "cut", "broken behind"],
+    ids=[
+        "torch",
+        "hidden name",
+        "gzip",
+        "bz2",
+        "xz",
+        "joblib",
+        "second pickle",
+        "old second",
+        "old both",
+        "cut",
+        "broken behind",
+    ],
 )
 def test_it_is_found_wherever_it_is_packed(tmp_path, content):
     assert dangerous(tmp_path, content) == ("posix.system",)
@@ -118,7 +133,9 @@ def test_numpy_files_run_code_only_when_they_hold_objects(tmp_path):
     assert dangerous(tmp_path, zipped(**{"a.npy": npy("|O", EVIL)}), "a.npz") == ("posix.system",)
 
 
-@pytest.mark.parametrize("content", [b"7z\xbc\xaf\x27\x1c....", b"\0" * 257 + b"ustar\0", zipped(a=zipped(b=EVIL))])
+@pytest.mark.parametrize(
+    "content", [b"7z\xbc\xaf\x27\x1c....", b"\0" * 257 + b"ustar\0", zipped(a=zipped(b=EVIL)), TAR_GZ]
+)
 def test_an_archive_that_is_not_opened_is_said_to_be_one(tmp_path, content):
     finding = found(tmp_path, content)
     assert (finding.kind, bool(finding.note)) == (Danger.ARCHIVE, True)
@@ -130,6 +147,8 @@ def test_ordinary_files_are_no_finding(tmp_path):
         "model.safetensors": safetensors_bytes({"w": ("F32", [8], 32)}),
         "config.json": b'{"a": 1}',
         "README.md": b"c is a letter\nand so on\n",
+        "formula.txt": b"x^2 + y^2\n",
+        "PK.txt": b"PK is a name\n",
         "merges.txt": b"#version: 0.2\n",
         "tokenizer.model": b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02",
         "rows.npz": zipped(**{"data.txt": b"1 2 3"}),
@@ -157,6 +176,11 @@ def test_a_pickle_without_an_end_is_left_after_so_many_opcodes(tmp_path):
     walked = walk(Stream(io.BytesIO(b"\x80\x02" + b"N0" * 100_000 + b"."), budget))
     assert not walked.whole
     assert budget.ops < 0
+
+
+def test_as_many_pickles_as_fit_cost_no_more_than_so_many(tmp_path):
+    many = b"".join(b"\x80\x02cm%d\nx\n." % number for number in range(100_000))
+    assert len(found(tmp_path, many).imports) == 40
 
 
 def test_a_bomb_is_left_after_so_many_bytes(tmp_path):

@@ -22,7 +22,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from config.home import SOURCE_DIR
-from models_registry import services
+from models_registry import catalog, services
 from models_registry.errors import BadSource, NotReady, SourceGone, TokenNameTaken
 from models_registry.fetching import services as fetching
 from models_registry.hub import services as hub_services
@@ -227,7 +227,7 @@ django.setup()
 from pathlib import Path
 from django.conf import settings
 from django.utils import timezone
-from models_registry import services
+from models_registry import catalog, services
 from models_registry.download import transfer
 settings.MODEL_STORE_DIR, settings.HUB_ENDPOINT = Path(sys.argv[1]), sys.argv[3]
 transfer._CHECKPOINT_S = 0.1
@@ -275,6 +275,17 @@ def test_the_api_searches_shows_and_starts(hub: FakeHub, client: Client, admin: 
     assert "hf_goodtoken" not in client.get("/api/v1/hub-tokens/").content.decode()
     private = client.get("/api/v1/hub/model/", {"repo": "org/private", "token": "t"})
     assert private.json()["private"] is True
+
+
+def test_a_gated_model_tells_its_licence_and_waits_for_acceptance(hub: FakeHub) -> None:
+    files = {"tiny.gguf": HubFile(gguf_bytes(), lfs=True)}
+    hub.repo("org/terms", files, gated="auto", license="llama3.1")
+    hub.tokens["hf_goodtoken"].add("org/terms")
+    token = hub_services.save_token("t", "hf_goodtoken")
+    row = hub_services.start_hub_import("org/terms", token=token, by="ann", now=NOW)
+    assert work(row) == VersionState.READY
+    assert (row.license, row.gated, row.imported_by) == ("llama3.1", True, "ann")
+    assert catalog.waits_for_acceptance(row)
 
 
 def test_who_may_not_import_does_not_look_with_our_tokens(hub: FakeHub, client: Client) -> None:
