@@ -30,6 +30,7 @@ def start_hub_import(
     version: str | None = None,
     token: HubToken | None = None,
     limit_bytes_per_second: int | None = None,
+    priority: int = 0,
     now: dt.datetime,
 ) -> ModelVersion:
     """Fetch a model from the Hub: the row is IMPORTING now, and READY or FAILED later.
@@ -45,7 +46,11 @@ def start_hub_import(
         choice = Choice(tuple(paths), "those that were chosen")
     spec = spec_of(model, choice, patterns)
     job = ImportJob(
-        hub=msgspec.to_builtins(spec), token=token, limit_bytes_per_second=limit_bytes_per_second, queued_at=now
+        hub=msgspec.to_builtins(spec),
+        token=token,
+        limit_bytes_per_second=limit_bytes_per_second,
+        priority=priority,
+        queued_at=now,
     )
     return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}")
 
