@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,14 +12,15 @@ from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import ProtectedError, Q
 from kombu.exceptions import OperationalError as BrokerError
 
-from models_registry.archive import reading as archives
-from models_registry.errors import InvalidName, NotReady, RegistryError, VersionInUse
+from models_registry.archive.reading import archive_at
+from models_registry.errors import NotReady, RegistryError, VersionInUse
 from models_registry.fetching import kinds
 from models_registry.fetching.work import Parked
+from models_registry.intake import named, staged_files
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import SPARE_BYTES, Progress, Staged
+from models_registry.store import Progress, Staged
 from models_registry.versions import inspect_staged, new_row, publish, publish_importing, ready_twin, store
 from wire.manifest import Manifest
 
@@ -51,13 +50,13 @@ def import_path(
     `version` the next free number is taken. A failure leaves no row and no file behind.
 
     An archive (`models_registry.archive`) is unpacked; without `name` and `version` they are then what it says.
-    Raises BadSource, BadArchive, DamagedModel, NoSpace, InvalidName, VersionTaken.
+    Raises BadSource, BadArchive, DamagedModel, NoSpace, VersionTaken.
     """
     check_name(name, version)
     path = checked_source(path)
-    archive = archives.archive_at(path)
-    name, version = _named(name, version, archive)
-    with _staged(path, archive, link=link, protected=own_paths(), progress=progress) as staged:
+    archive = archive_at(path)
+    name, version = named(name, version, archive)
+    with staged_files(path, archive, link=link, protected=own_paths(), progress=progress) as staged:
         facts = inspect_staged(staged)
         with store().lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
@@ -78,12 +77,12 @@ def start_import(
 ) -> ModelVersion:
     """Like `import_path`, by a worker: the row is IMPORTING now, and READY or FAILED (with `error`) later.
 
-    What can be said at once is: raises BadSource, BadArchive, InvalidName, VersionTaken.
+    What can be said at once is: raises BadSource, BadArchive, VersionTaken.
     """
     check_name(name, version)
     path = checked_source(path)
-    archive = archives.archive_at(path)
-    name, version = _named(name, version, archive)
+    archive = archive_at(path)
+    name, version = named(name, version, archive)
     if archive is None:
         scan(path, own_paths())
     job = ImportJob(path=str(path), link=link, queued_at=now)
@@ -98,7 +97,7 @@ def start_upload(
     kept = store().keep_upload(temporary, file_name)
     job = ImportJob(path=str(kept), link=True, upload=True, queued_at=now)
     try:
-        name, version = _named(name, version, archives.archive_at(kept))
+        name, version = named(name, version, archive_at(kept))
         return begin(name, version, job, source=f"upload of {file_name}")
     except Exception:
         store().drop_upload(kept)
@@ -306,35 +305,10 @@ def _take_in(row: ModelVersion, job: ImportJob) -> None:
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
-    archive = archives.archive_at(path)
+    archive = archive_at(path)
     note = _row_progress(row.pk)
-    with _staged(path, archive, link=job.link, protected=protected, progress=note) as staged:
+    with staged_files(path, archive, link=job.link, protected=protected, progress=note) as staged:
         _publish(row, staged)
-
-
-def _named(name: str | None, version: str | None, archive: archives.Archive | None) -> tuple[str, str | None]:
-    """Those given, else those of the archive. Raises InvalidName."""
-    if archive is not None:
-        name = archive.manifest.name if name is None else name
-        version = archive.manifest.version if version is None else version
-    if name is None:
-        raise InvalidName("The model has no name.", remedy="Give one: only archives bring their own.")
-    check_name(name, version)
-    return name, version
-
-
-@contextmanager
-def _staged(
-    path: Path, archive: archives.Archive | None, *, link: bool, protected: Sequence[Path], progress: Progress | None
-) -> Iterator[Staged]:
-    """The files of a path, or those in an archive; as `Store.stage`."""
-    if archive is None:
-        with store().stage(path, link=link, protected=protected, progress=progress) as staged:
-            yield staged
-        return
-    note = progress or (lambda share: None)
-    with store().stage_by(lambda folder: archives.take(archive, folder, SPARE_BYTES, note)) as staged:
-        yield staged
 
 
 def _publish(row: ModelVersion, staged: Staged) -> None:
