@@ -66,7 +66,7 @@ class UrlsForm(_FetchForm):
     field_order = ["urls", "name", "version", "bearer_token", "headers", "limit_mb", "priority"]
     name = forms.CharField(max_length=120, validators=[NAME], label="Name here")
     urls = forms.CharField(
-        max_length=8_000_000,
+        max_length=2_000_000,
         label="URLs",
         widget=forms.Textarea(attrs={"rows": 5, "placeholder": "https://example.org/model.gguf sha256=9f86…"}),
         help_text="One a line, with `sha256=…` and its place `path=…` if you like; or JSON. What has no hash is hashed "
@@ -175,7 +175,6 @@ class ArchiveForm(PageForm):
 class _Source:
     """A way to import. `start` None: by `importing.start_fetch`."""
 
-    label: str
     intro: str
     form: type[PageForm]
     start: Start | None = None
@@ -187,7 +186,8 @@ def import_page(page: PageAdmin, request: HttpRequest, files: type[PageForm], st
         raise PermissionDenied
     sources = _sources(files, start)
     chosen = request.GET.get("source", "files")
-    source = sources.get(chosen) or sources["files"]
+    chosen = chosen if chosen in sources else "files"
+    source = sources[chosen]
     form = source.form(request.POST or None, request.FILES or None)
     if request.method == "POST" and form.is_valid():
         with told(request):
@@ -195,13 +195,12 @@ def import_page(page: PageAdmin, request: HttpRequest, files: type[PageForm], st
             row = source.start(form.cleaned_data, by) if source.start else start_fetch(form.asked(), timezone.now(), by)
             messages.success(request, f"The import of {row} has started.")
             return HttpResponseRedirect(page.url("change", row.pk))
-    links = [(name, one.label, one is source) for name, one in sources.items()]
     return page.page(
         request,
         "stokehold/model_import.html",
         "Import a model",
         form=form,
-        sources=links,
+        source=chosen,
         intro=source.intro,
         policy=policy(),
     )
@@ -210,21 +209,17 @@ def import_page(page: PageAdmin, request: HttpRequest, files: type[PageForm], st
 def _sources(files: type[PageForm], start: Start) -> dict[str, _Source]:
     return {
         "urls": _Source(
-            "URLs", "Files of any web server. They are hashed as they come, and must not change meanwhile.", UrlsForm
+            "Files of any web server. They are hashed as they come, and must not change meanwhile.", UrlsForm
         ),
-        "s3": _Source("S3 bucket", "What lies under a prefix, at AWS or at a service that speaks like it.", S3Form),
-        "modelscope": _Source(
-            "ModelScope", "A repository of ModelScope, its files chosen as those of the Hub are.", ModelScopeForm
-        ),
+        "s3": _Source("What lies under a prefix, at AWS or at a service that speaks like it.", S3Form),
+        "modelscope": _Source("A repository of ModelScope, its files chosen as those of the Hub are.", ModelScopeForm),
         "files": _Source(
-            "Path or upload",
             "Every file is hashed as it is taken in; metadata is read from the GGUF or safetensors headers. The same "
             "files are stored once, however many versions have them.",
             files,
             start,
         ),
         "archive": _Source(
-            "Archive",
             "A version that another master has exported. Every hash is checked before anything is there.",
             ArchiveForm,
             start,

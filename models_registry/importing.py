@@ -8,7 +8,7 @@ from typing import Any
 
 from models_registry.fetching.services import MOST_PRIORITY
 from models_registry.hub.services import start_hub_import
-from models_registry.models import ImportJob, ModelVersion
+from models_registry.models import ModelVersion
 from models_registry.modelscope.services import start_modelscope_import
 from models_registry.s3.services import start_s3_import
 from models_registry.urls.services import start_url_import
@@ -27,11 +27,9 @@ def start_fetch(asked: Asked, now: dt.datetime, by: str = "") -> ModelVersion:
     """
     common = {"version": asked.get("version"), "by": by, "now": now}
     common |= {name: asked.get(name) for name in ("limit_bytes_per_second", "location")}
+    common |= {"priority": max(-MOST_PRIORITY, min(MOST_PRIORITY, asked.get("priority") or 0))}
     source = next(name for name in FETCHED if asked.get(name))
-    row = _STARTS[source](asked, asked.get("model") or "", common)
-    if priority := asked.get("priority"):
-        ImportJob.objects.filter(pk=row.pk).update(priority=max(-MOST_PRIORITY, min(MOST_PRIORITY, priority)))
-    return row
+    return _STARTS[source](asked, asked.get("model") or "", common)
 
 
 def _hub(asked: Asked, name: str, common: _Common) -> ModelVersion:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
 from models_registry import aliases
-from models_registry.archive import reading as archives
-from models_registry.errors import InvalidName, LocationUnreachable, NotReady, RegistryError, VersionInUse
+from models_registry.archive.reading import archive_at
+from models_registry.errors import LocationUnreachable, NotReady, RegistryError, VersionInUse
 from models_registry.fetching import kinds
 from models_registry.fetching.work import Parked
+from models_registry.intake import named, staged_files
 from models_registry.location_models import StorageLocation
 from models_registry.locations import copies, find_blob, scrub
 from models_registry.locations import in_place as shared
@@ -30,7 +30,7 @@ from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.pieces import clean_pieces, prepare_pieces
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
-from models_registry.store import SPARE_BYTES, Progress, Staged, Store
+from models_registry.store import Progress, Staged, Store
 from models_registry.versions import (
     import_lock,
     inspect_staged,
@@ -76,10 +76,10 @@ def import_path(
     """
     check_name(name, version)
     path = checked_source(path)
-    archive = archives.archive_at(path)
-    name, version = _named(name, version, archive)
+    archive = archive_at(path)
+    name, version = named(name, version, archive)
     place = writable(choose(location))
-    with _staged(place, path, archive, link=link, protected=own_paths(), progress=progress) as staged:
+    with staged_files(place, path, archive, link=link, protected=own_paths(), progress=progress) as staged:
         facts = inspect_staged(staged)
         with place.lock(), transaction.atomic():
             model, _ = Model.objects.get_or_create(name=name)
@@ -114,13 +114,13 @@ def start_import(
     path = checked_source(path)
     source = source or str(path)
     if in_place:
-        name, version = _named(name, version, None)
+        name, version = named(name, version, None)
         path = shared.check(location, path)
         scan(path, own_paths())
         job = ImportJob(path=str(path), in_place=True, location=location, queued_at=now)
         return begin(name, version, job, source=source, imported_by=by)
-    archive = archives.archive_at(path)
-    name, version = _named(name, version, archive)
+    archive = archive_at(path)
+    name, version = named(name, version, archive)
     files = archive.manifest.files if archive else scan(path, own_paths())
     place = choose(location, sum(file.size_bytes for file in files))
     job = ImportJob(path=str(path), link=link, location=place, queued_at=now)
@@ -144,7 +144,7 @@ def start_upload(
     kept = uploads.keep_upload(temporary, file_name)
     job = ImportJob(path=str(kept), link=True, upload=True, location=place, queued_at=now)
     try:
-        name, version = _named(name, version, archives.archive_at(kept))
+        name, version = named(name, version, archive_at(kept))
         return begin(name, version, job, source=f"upload of {file_name}", imported_by=by)
     except Exception:
         uploads.drop_upload(kept)
@@ -377,41 +377,10 @@ def _take_in(row: ModelVersion, job: ImportJob) -> None:
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))
     protected = () if job.upload else own_paths()
-    archive = archives.archive_at(path)
+    archive = archive_at(path)
     note = _row_progress(row.pk)
-    with _staged(place, path, archive, link=job.link, protected=protected, progress=note) as staged:
+    with staged_files(place, path, archive, link=job.link, protected=protected, progress=note) as staged:
         _publish(row, staged)
-
-
-def _named(name: str | None, version: str | None, archive: archives.Archive | None) -> tuple[str, str | None]:
-    """Those given, else those of the archive. Raises InvalidName."""
-    if archive is not None:
-        name = archive.manifest.name if name is None else name
-        version = archive.manifest.version if version is None else version
-    if name is None:
-        raise InvalidName("The model has no name.", remedy="Give one: only archives bring their own.")
-    check_name(name, version)
-    return name, version
-
-
-@contextmanager
-def _staged(
-    place: Store,
-    path: Path,
-    archive: archives.Archive | None,
-    *,
-    link: bool,
-    protected: Sequence[Path],
-    progress: Progress | None,
-) -> Iterator[Staged]:
-    """The files of a path, or those in an archive; as `Store.stage`."""
-    if archive is None:
-        with place.stage(path, link=link, protected=protected, progress=progress) as staged:
-            yield staged
-        return
-    note = progress or (lambda share: None)
-    with place.stage_by(lambda folder: archives.take(archive, folder, SPARE_BYTES, note)) as staged:
-        yield staged
 
 
 def _publish(row: ModelVersion, staged: Staged) -> None:

@@ -217,21 +217,20 @@ class Store:
             with suppress(FileNotFoundError):  # another process cleans as well
                 if time.time() - folder.stat().st_mtime > _UPLOAD_LIFETIME_S:
                     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-        busy = self._imports_run()
         for file in self.downloads.glob("*"):
             with suppress(FileNotFoundError):
                 age_s = time.time() - file.stat().st_ctime
                 is_stored = file.stat().st_nlink > 1
-                if busy and not is_stored:
-                    continue  # it may be of one of them, and only seem old to a clock that has jumped
                 if age_s > (_FINISHED_LIFETIME_S if is_stored else _DOWNLOAD_LIFETIME_S):
+                    if not is_stored and self._imports_run():
+                        return  # it may be of one of them, and only seem old to a clock that has jumped
                     file.unlink()
                     file.with_name(file.name + ".ok").unlink(missing_ok=True)
 
     def _imports_run(self) -> bool:
         """Whether any worker holds an import."""
         for path in (self.root / "imports").glob("*.lock"):
-            with suppress(FileNotFoundError), path.open("a") as file:
+            with suppress(FileNotFoundError), path.open() as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

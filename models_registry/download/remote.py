@@ -5,9 +5,9 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -32,6 +32,18 @@ class TryAgain(Exception):
         self.after_s = after_s
 
 
+class Signer(Protocol):
+    """Proves who asks, anew for each request: nothing that it makes is old enough to run out."""
+
+    def headers(self, url: str) -> dict[str, str]:
+        """To send with a GET of `url`."""
+        ...
+
+    def learn(self, date: str) -> bool:
+        """A signature was refused at `date` (the answer's header). Whether that was for our clock: sign once more."""
+        ...
+
+
 @dataclass
 class Remote:
     """`headers` go to the host of `url` only, never to where it redirects."""
@@ -44,8 +56,8 @@ class Remote:
     """The content's own hash is known: ETags, which differ from one mirror to the next, do not matter."""
     name: str = ""
     """For people."""
-    sign: Callable[[str], dict[str, str]] | None = None
-    """Headers that prove who asks, made anew for each request to the host of `url`: they never run out."""
+    signer: Signer | None = None
+    """Of requests to the host of `url`."""
     located: str = ""
     """Where the last redirect led: asked straight from then on, until it is refused."""
 
@@ -102,8 +114,8 @@ class Remote:
         address: str | URL = url
         if _host(url) == _host(self.url):
             headers = {**headers, **self.headers}
-            if self.sign is not None:  # what is signed is what must be asked for, to the letter
-                address, headers = URL(url, encoded=True), {**headers, **self.sign(url)}
+            if self.signer is not None:  # what is signed is what must be asked for, to the letter
+                address, headers = URL(url, encoded=True), {**headers, **self.signer.headers(url)}
         try:
             return await session.get(address, headers=headers, allow_redirects=False)
         except aiohttp.ClientConnectorError as error:
@@ -125,6 +137,8 @@ class Remote:
         if self.located and status in (400, 401, 403, 404, 410):  # a signed address has run out: ask for another
             self.located = ""
             raise TryAgain(f"its address was refused with {status}")
+        if status == 403 and self.signer is not None and self.signer.learn(answer.headers.get("Date", "")):
+            raise TryAgain("its clock and ours differ")
         if status in (401, 403):
             raise SourceRefused(f"{self.name}: the source refuses it ({status}).")
         if status in (404, 410):

@@ -32,6 +32,7 @@ def start_hub_import(
     version: str | None = None,
     token: HubToken | None = None,
     limit_bytes_per_second: int | None = None,
+    priority: int = 0,
     by: str = "",
     location: StorageLocation | None = None,
     now: dt.datetime,
@@ -53,6 +54,7 @@ def start_hub_import(
         hub=msgspec.to_builtins(spec),
         token=token,
         limit_bytes_per_second=limit_bytes_per_second,
+        priority=priority,
         location=choose(location, sum(size for _, size, *_ in spec.files)),
         queued_at=now,
     )

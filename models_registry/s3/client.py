@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from xml.etree import ElementTree
 
 import aiohttp
@@ -15,7 +13,7 @@ from models_registry.download.downloader import running
 from models_registry.download.remote import Remote
 from models_registry.errors import BadSource, RegistryError, SourceGone, SourceRefused, SourceUnreachable
 from models_registry.s3.address import Bucket
-from models_registry.s3.sign import Credentials, object_url, signed_headers
+from models_registry.s3.sign import Credentials, S3Signer, object_url
 from models_registry.scan import MOST_FILES
 
 _MOST_PAGE_BYTES = 8 << 20
@@ -32,9 +30,9 @@ class S3Object:
     etag: str
 
 
-def signer(bucket: Bucket, credentials: Credentials | None) -> Callable[[str], dict[str, str]] | None:
-    """For `Remote.sign`: anew for each request, so no signature runs out. None: nobody asks."""
-    return None if credentials is None else partial(_sign, credentials, bucket.region)
+def signer(bucket: Bucket, credentials: Credentials | None) -> S3Signer | None:
+    """For `Remote.signer`; None: nobody asks."""
+    return None if credentials is None else S3Signer(credentials, bucket.region, timezone.now)
 
 
 def listed(bucket: Bucket, credentials: Credentials | None, *, loopback: bool) -> list[S3Object]:
@@ -49,12 +47,8 @@ def listed(bucket: Bucket, credentials: Credentials | None, *, loopback: bool) -
         raise SourceUnreachable(f"{bucket.endpoint} does not answer: {str(error) or type(error).__name__}.") from error
 
 
-def _sign(credentials: Credentials, region: str, url: str) -> dict[str, str]:
-    return signed_headers(url, credentials, region, timezone.now())
-
-
 async def _listed(bucket: Bucket, credentials: Credentials | None, loopback: bool) -> list[S3Object]:
-    remote = Remote(object_url(bucket.endpoint, bucket.name), name=str(bucket), sign=signer(bucket, credentials))
+    remote = Remote(object_url(bucket.endpoint, bucket.name), name=str(bucket), signer=signer(bucket, credentials))
     found: list[S3Object] = []
     token = ""
     async with running(1, loopback=loopback) as downloader:
@@ -80,17 +74,27 @@ async def _listed(bucket: Bucket, credentials: Credentials | None, loopback: boo
 
 
 async def _page(session: aiohttp.ClientSession, remote: Remote, bucket: Bucket, url: str) -> tuple[list[S3Object], str]:
-    answer = await remote.ask(session, url, {"Accept-Encoding": "identity"})
-    async with answer:
-        content = await answer.content.read(_MOST_PAGE_BYTES) if not answer.content.at_eof() else b""
-        while len(content) < _MOST_PAGE_BYTES and (more := await answer.content.read(_MOST_PAGE_BYTES)):
-            content += more
-        if answer.status != 200:
-            raise _error(bucket, answer.status, content)
+    status, date, content = await _got(session, remote, url)
+    if status == 403 and remote.signer is not None and remote.signer.learn(date):
+        status, date, content = await _got(session, remote, url)
+    if status != 200:
+        raise _error(bucket, status, content)
     try:
         return _parsed(content)
     except (ElementTree.ParseError, ValueError) as error:
         raise SourceUnreachable(f"{bucket.endpoint} does not answer as a bucket does: {error}.") from error
+
+
+async def _got(session: aiohttp.ClientSession, remote: Remote, url: str) -> tuple[int, str, bytes]:
+    """Status, date and body of an answer."""
+    answer = await remote.ask(session, url, {"Accept-Encoding": "identity"})
+    async with answer:
+        content = bytearray()
+        async for data in answer.content.iter_any():
+            content += data
+            if len(content) > _MOST_PAGE_BYTES:
+                raise SourceUnreachable(f"{remote.name}: a page of its list is larger than any of S3.")
+        return answer.status, answer.headers.get("Date", ""), bytes(content)
 
 
 def _parsed(content: bytes) -> tuple[list[S3Object], str]:

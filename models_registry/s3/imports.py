@@ -42,12 +42,12 @@ def items(row: ModelVersion, job: ImportJob) -> list[Item]:
     """What a worker has to fetch."""
     spec = msgspec.convert(job.remote, Spec)
     credentials = msgspec.json.decode(unseal(job.sealed_secret), type=Credentials) if job.sealed_secret else None
-    sign = signer(Bucket(spec.endpoint, spec.region, spec.bucket, ""), credentials)
+    prover = signer(Bucket(spec.endpoint, spec.region, spec.bucket, ""), credentials)
     return [
         Item(
             path,
             size,
-            Remote(object_url(spec.endpoint, spec.bucket, key), etag=etag, name=path, sign=sign),
+            Remote(object_url(spec.endpoint, spec.bucket, key), etag=etag, name=path, signer=prover),
             place=_place(spec, key, size, etag or f"import {row.pk}"),
         )
         for key, path, size, etag in spec.objects

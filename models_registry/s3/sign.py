@@ -8,13 +8,15 @@ for these few lines; tests compare ours with botocore's.
 from __future__ import annotations
 
 import datetime as dt
+import email.utils
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_TOLERATED = dt.timedelta(minutes=5)
 _ALGORITHM = "AWS4-HMAC-SHA256"
 
 
@@ -25,6 +27,31 @@ class Credentials:
     access_key: str
     secret_key: str = field(repr=False)
     session_token: str = field(default="", repr=False)
+
+
+class S3Signer:
+    """Signs by the service's clock, as soon as that proves to be another one than ours (ours may jump)."""
+
+    def __init__(self, credentials: Credentials, region: str, clock: Callable[[], dt.datetime]) -> None:
+        self._credentials = credentials
+        self._region = region
+        self._clock = clock
+        self._ahead = dt.timedelta()  # how much further its clock is
+
+    def headers(self, url: str) -> dict[str, str]:
+        return signed_headers(url, self._credentials, self._region, self._clock() + self._ahead)
+
+    def learn(self, date: str) -> bool:
+        try:
+            told = email.utils.parsedate_to_datetime(date)
+        except ValueError:
+            return False
+        if told.tzinfo is None:
+            return False
+        ahead = told - self._clock()
+        differs = abs(ahead - self._ahead) > _TOLERATED
+        self._ahead = ahead if differs else self._ahead
+        return differs
 
 
 def signed_headers(url: str, credentials: Credentials, region: str, now: dt.datetime) -> dict[str, str]:

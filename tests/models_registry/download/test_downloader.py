@@ -95,6 +95,28 @@ async def test_files_come_whole_by_many_connections_and_leave_nothing_beside(tmp
 
 
 @pytest.mark.asyncio
+async def test_connections_are_given_up_and_had_back_while_it_runs(tmp_path: Path) -> None:
+    async with running_hub(make_hub()) as hub:
+        hub.bytes_per_second = 150_000
+        control = Control()
+        fetching = asyncio.create_task(fetch(hub, tmp_path, connections=8, control=control))
+        await _until(lambda: hub.open >= 4)
+        control.connections = 1
+        await _until(lambda: hub.open == 1)
+        hub.bytes_per_second, control.connections = 0, None
+        await fetching
+        assert is_whole(tmp_path)
+
+
+async def _until(is_so: Any) -> None:
+    for _ in range(3000):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+@pytest.mark.asyncio
 async def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     async with running_hub(make_hub()) as hub:
         await fetch(hub, tmp_path)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from pytest_django import Settings
 
+from config.home import SOURCE_DIR
 from models_registry import services
 from models_registry.errors import BadSource, SourceRefused
 from models_registry.fetching import services as fetching
 from models_registry.models import ImportJob, ModelVersion, VersionState
 from models_registry.urls.services import start_url_import
 from tests.fakes.hub import FakeHub, Fault, HubFile, serving_hub
+from tests.master import test_database_url
 from tests.models_registry.factories import NOW, gguf_bytes
 from tests.models_registry.workers import Worker, fetched, work
 from tests.waiting import wait_for
@@ -131,3 +137,35 @@ def test_a_name_of_this_machine_is_refused_when_it_is_connected_to(server: FakeH
     assert work(row) == VersionState.FAILED
     assert "never fetched from" in row.error
     assert server.asked == []
+
+
+_WORKER = """
+import sys
+import django
+django.setup()
+from pathlib import Path
+from django.conf import settings
+from django.utils import timezone
+from models_registry import services
+from models_registry.download import transfer
+settings.MODEL_STORE_DIR, settings.FETCH_FROM_LOOPBACK = Path(sys.argv[1]), True
+transfer._CHECKPOINT_S = 0.1
+services.work_on(int(sys.argv[2]), timezone.now())
+"""
+
+
+def test_a_worker_that_is_killed_is_followed_by_one_that_goes_on(server: FakeHub, settings: Settings) -> None:
+    row = start(url(server), limit_bytes_per_second=800_000)
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings.test", "DATABASE_URL": test_database_url()}
+    for least in (400_000, 900_000):
+        command = [sys.executable, "-c", _WORKER, str(settings.MODEL_STORE_DIR), str(row.pk)]
+        process = subprocess.Popen(command, cwd=SOURCE_DIR, env=environment)
+        wait_for(lambda least=least: fetched(row) > least, within_s=60, what="progress")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ImportJob.objects.update(limit_bytes_per_second=None)
+    assert services.heal_imports(timezone.now()) == 1
+    asked = len(server.asked)
+    assert work(row) == VersionState.READY, row.error
+    assert all(one.range for one in server.asked[asked:] if one.host == "cdn")  # never again from the start
+    assert services.verify_version(row) == []
