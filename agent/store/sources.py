@@ -71,7 +71,7 @@ class Master:
     """The master as a source. It has everything."""
 
     name = MASTER
-    lanes = 4
+    lanes = 2
 
     def __init__(self, identity: NodeIdentity, bearer: Callable[[], str], session: Callable[[], aiohttp.ClientSession]):
         self._url = identity.master_url

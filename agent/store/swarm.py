@@ -35,7 +35,7 @@ FIND_EVERY_S = 3.0
 _WINDOW = 1024
 """Pieces looked at, from the first that is missing: the sha256 of the whole follows close behind."""
 _MAX_PEERS = 16
-_AT_ONCE = 16
+_AT_ONCE = 5
 """Pieces in memory."""
 _LATE_AFTER_S = 2.0
 _FLUSH_EVERY_S = 2.0
