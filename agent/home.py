@@ -47,6 +47,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     relay_port: int = 0  # 0: 8444 where it is free, else any; then kept
     relay_host: str = "0.0.0.0"
     disk_quota_bytes: int | None = None  # of blobs; None: keep all while there is room
+    shared_roots: tuple[str, ...] | None = None  # where shared storage may be used in place; None: anywhere
 
 
 @dataclass(frozen=True)

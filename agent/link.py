@@ -45,7 +45,7 @@ PING_EVERY_S = 6.0
 FINAL_PAUSE_S = 60.0
 _MAX_MESSAGE_BYTES = 32 * 2**20
 _STABLE_AFTER_S = 10.0
-_CACHE_EVERY_S = 0.5
+_CACHE_EVERY_S = 1.0
 
 log = structlog.get_logger(__name__)
 

@@ -62,7 +62,9 @@ class Agent:
         self._runtimes = make_runtimes(home, config)
         self._records = Records(home)
         self._network = Network(identity, lambda: self._link.bearer(), home.relay_pem)
-        self._store = Store(home.path, self._network, quota_bytes=config.disk_quota_bytes)
+        self._store = Store(
+            home.path, self._network, quota_bytes=config.disk_quota_bytes, shared_roots=config.shared_roots
+        )
         self._holder = Holder(self._store, lambda: self.acceptance.state)
         self._blob_server = BlobServer(self._store)
         self._store.in_use = lambda: [spec.model for spec in self.acceptance.state.instances]

@@ -151,7 +151,9 @@ class Operations:
             kind = await self._runtime_of(spec)
             record = self._records.get(instance_id)
             self._records.put(instance_id, msgspec.structs.replace(record, attempts=record.attempts + 1))
-            unit = await self._runtimes[kind].start(spec, self._store.folder_of(spec), record.port)
+            unit = await self._runtimes[kind].start(
+                spec, await asyncio.to_thread(self._store.folder_of, spec), record.port
+            )
         except NotPrepared as error:
             return Outcome(after_fetch_failed(memory, error.message, time.monotonic()))
         except CannotRun as error:

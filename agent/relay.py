@@ -2,8 +2,8 @@
 
 A gateway's connection names its instance by SNI (`wire.certs.relay_name`) and proves itself by a certificate of this
 CA whose organizational unit is `gateway`, and which the desired state does not name as revoked. Nothing is parsed, and
-at most a buffer is held: a slow reader slows the writer. A peer, whose unit is `agent`, names `wire.pieces.DOOR` and is
-handed to the server of blobs.
+at most a buffer is held: a slow reader slows the writer. A peer, whose unit is `agent`, or the master names
+`wire.pieces.DOOR` and is handed to the server of blobs.
 TLS has no half-close in asyncio: when the engine ends its side everything it wrote is delivered first; when the
 gateway goes, the engine's connection is closed at once, so that it stops working on the request.
 """
@@ -16,7 +16,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable, Container
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -28,6 +28,7 @@ from wire.pieces import DOOR
 FIRST_PORT = 8444
 _PIECE_BYTES = 64 * 2**10
 _CONNECT_TIMEOUT_S = 5.0
+_MAY_HAVE_BLOBS = {"agent", "master"}  # the latter to mend its own store
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class Relay:
         self._port_of = port_of
         self._revoked = revoked
         self._blobs = blobs
-        self._peers: weakref.WeakKeyDictionary[asyncio.Transport, str] = weakref.WeakKeyDictionary()  # as below
+        self._peers: dict[asyncio.Transport, str] = {}  # -> serial number, as below
         self._names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._context = self._make_context(identity)
         self._server: asyncio.Server | None = None
@@ -108,8 +109,8 @@ class Relay:
         certificate = ssl_object.getpeercert() or {}
         serial = str(certificate.get("serialNumber", ""))
         wants_blobs = self._names.get(ssl_object, "") == relay_name(DOOR, self._server_id)
-        if wants_blobs and self._blobs and "agent" in _units_of(certificate) and serial not in self._revoked():
-            self._peers[transport] = serial
+        if wants_blobs and self._blobs and _units_of(certificate) & _MAY_HAVE_BLOBS and serial not in self._revoked():
+            self._peers = {one: of for one, of in self._peers.items() if not one.is_closing()} | {transport: serial}
             return self._blobs()
         reader = asyncio.StreamReader(limit=_PIECE_BYTES)
         return asyncio.StreamReaderProtocol(reader, self._accept)
@@ -193,9 +194,9 @@ class _Door(asyncio.Protocol):
         self._relay = relay
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a TLS server
-        protocol = self._relay.protocol_for(transport)
-        transport.set_protocol(protocol)
+        door = cast(asyncio.Transport, transport)  # of a TLS server; uvloop's is no subclass
+        protocol = self._relay.protocol_for(door)
+        door.set_protocol(protocol)
         protocol.connection_made(transport)
 
 

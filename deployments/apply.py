@@ -17,15 +17,17 @@ from deployments.leader import Term, fence
 from deployments.leases import Judgement
 from deployments.models import Deployment, Event, Instance, Phase, Severity
 from deployments.narrator import Narrator
+from deployments.permits import manifest_for
 from deployments.planner import Outcome, Subject
 from deployments.rollout import Move, Seen, Stage
 from deployments.scheduler import Placement
 from deployments.snapshot import NOTHING, Promised, ServerRow
-from deployments.specs import instance_spec
+from deployments.specs import instance_spec, manifest_of
 from fleet import hints
 from fleet.models import ServerDesired
 from fleet.services import mark_found, mark_lost, set_desired
-from models_registry.models import ModelVersion, VersionState
+from models_registry.locations import shared_dir
+from models_registry.models import ModelVersion
 from models_registry.pins import pinned
 from wire.manifest import Manifest
 from wire.messages import CachePolicy, HeldModel, InstanceSpec, InstanceState
@@ -149,14 +151,14 @@ def sync_desired(
     instances: list[Instance],
     servers: Mapping[str, ServerRow],
     promised: Mapping[str, Promised],
-    held: Mapping[str, Mapping[str, int]],
+    held: Mapping[str, Mapping[str, HeldModel]],
     term: Term,
     share: float,
     now: datetime,
 ) -> None:
     """Bring each server's desired state to what should be there; states that agree are not touched.
 
-    `held`: server -> digest -> model version that should be there beside what instances need.
+    `held`: server -> digest -> model that should be there beside what instances need.
     It stops after `share` of a lease: the next pass goes on.
     """
     wanted: dict[str, set[str]] = defaultdict(set)
@@ -174,32 +176,44 @@ def sync_desired(
         with transaction.atomic():
             fence(term, now)
             specs = _specs(row.id, wanted[row.id], now)
-            set_desired(row.id, specs, now, held=_held(held.get(row.id, {})), cache=row.cache)
+            set_desired(row.id, specs, now, held=_sorted(held.get(row.id, {})), cache=row.cache)
 
 
-def _held(versions: Mapping[str, int]) -> tuple[HeldModel, ...]:
-    rows = ModelVersion.objects.filter(pk__in=versions.values(), state=VersionState.READY).select_related("model")
-    return tuple(
-        HeldModel(model=msgspec.convert(row.manifest, Manifest), model_name=str(row)) for row in rows.order_by("digest")
-    )
+def _sorted(held: Mapping[str, HeldModel]) -> tuple[HeldModel, ...]:
+    return tuple(held[digest] for digest in sorted(held))
 
 
 def read_held(
     servers: Mapping[str, ServerRow], ahead: Iterable[tuple[Deployment, frozenset[str]]]
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, HeldModel]]:
     """What servers should have beside their instances' models: pinned, or fetched ahead of a rollout.
 
-    Server -> digest -> model version. `ahead`: servers that should have a deployment's wanted version soon.
+    Server -> digest -> model. `ahead`: servers that should have a deployment's wanted version soon.
     """
-    held: dict[str, dict[str, int]] = defaultdict(dict)
-    for version_id, digest, server_id in pinned():
-        for one in (server_id,) if server_id else servers:
-            held[one][digest] = version_id
+    held: dict[str, dict[str, HeldModel]] = defaultdict(dict)
+    for one, server_id in _pinned():
+        for server in (server_id,) if server_id else servers:
+            held[server][one.model.digest] = one
     for deployment, server_ids in ahead:
-        for one in server_ids:
-            version = deployment.revision.model_version
-            held[one][version.digest] = version.pk
+        if server_ids:
+            one = _held_of(deployment.revision.model_version, manifest_of(deployment.revision))
+            for server in server_ids:
+                held[server][one.model.digest] = one
     return held
+
+
+def _pinned() -> list[tuple[HeldModel, str | None]]:
+    """Pinned versions, each with its server; None: all. Nothing that can run code is brought anywhere by a pin."""
+    rows = pinned()
+    if not rows:
+        return []
+    versions = ModelVersion.objects.select_related("model").in_bulk({version_id for version_id, _ in rows})
+    models = {key: _held_of(version, manifest_for(version, ())) for key, version in versions.items()}
+    return [(models[version_id], server_id) for version_id, server_id in rows if version_id in models]
+
+
+def _held_of(version: ModelVersion, manifest: Manifest) -> HeldModel:
+    return HeldModel(model=manifest, model_name=str(version), shared_dir=shared_dir(version))
 
 
 def _specs(server_id: str, wanted: set[str], now: datetime) -> tuple[InstanceSpec, ...]:

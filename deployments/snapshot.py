@@ -15,7 +15,7 @@ from deployments.models import Deployment, Instance, Phase
 from deployments.planner import FAILING, Holding, Holdings, Reservation, Subject
 from deployments.rollout import Host, Seen, Stage, Wanted
 from deployments.scheduler import Shape
-from deployments.specs import model_facts
+from deployments.specs import digest_of, model_facts
 from fleet.models import Availability, Server, ServerState
 from fleet.services import live_gateways
 from wire.engine import RuntimeKind
@@ -146,7 +146,7 @@ def _subject(
         labels=placement.get("labels") or {},
         servers=frozenset(placement.get("servers") or ()),
         failed_on=failed_on.get(deployment.revision_id or 0, {}),
-        digest=revision.model_version.digest if revision else "",
+        digest=digest_of(revision) if live else "",
     )
 
 

@@ -14,8 +14,10 @@ from deployments.engines.base import BadParameters, Estimate, ModelFacts, ModelF
 from deployments.errors import InvalidSpec, ModelNotReady
 from deployments.models import Instance, Revision
 from deployments.permits import check_permits, manifest_for
+from models_registry.locations import shared_dir
 from models_registry.models import ModelAlias, ModelVersion, VersionState
 from wire.engine import RuntimeKind, spec_hash
+from wire.manifest import Manifest
 from wire.messages import InstanceSpec
 
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,299}")
@@ -142,7 +144,20 @@ def instance_spec(instance: Instance) -> InstanceSpec:
         model=manifest,
         model_name=str(version),
         spec_hash=spec_hash(runs, manifest.digest, revision.runtime),
+        shared_dir=shared_dir(version),
     )
+
+
+def manifest_of(revision: Revision) -> Manifest:
+    """What servers get of a revision's model version. `revision` needs its model version and model loaded."""
+    version = revision.model_version
+    return manifest_for(version, engines.get(revision.engine).weights(model_facts(version)))
+
+
+def digest_of(revision: Revision) -> str:
+    """Digest of `manifest_of`; cheap but for versions with files that can run code."""
+    version = revision.model_version
+    return manifest_of(revision).digest if version.flagged else version.digest
 
 
 def parse_parameters(engine: str, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """`name:version` of the model version, for people."""
     spec_hash: str
     shared_dir: str = ""
-    """Folder on this server in which the files lie already (shared storage); empty: they are fetched."""
+    """Folder on servers in which the files lie already (shared storage). Where it does not hold them, and where this is
+    empty, they are fetched."""
 
 
 class HeldModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,8 @@ class HeldModel(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Manifest
     model_name: str
+    shared_dir: str = ""
+    """As in `InstanceSpec`."""
 
 
 class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ class Holder:
         cleaned_at = time.monotonic()
         while True:
             self._wake.clear()
-            for held in self._due():
+            for held in await asyncio.to_thread(self._due):
                 await self._fetch(held)
             if time.monotonic() - cleaned_at > _CLEAN_EVERY_S:
                 cleaned_at = time.monotonic()
@@ -65,8 +65,11 @@ class Holder:
 
     def _due(self) -> list[HeldModel]:
         now = time.monotonic()
-        missing = [held for held in self._held().values() if not self._store.has(held.model)]
+        missing = [held for held in self._held().values() if not self._is_here(held)]
         return [held for held in missing if self._problems.get(held.model.digest, ("", 0, 0.0))[2] <= now]
+
+    def _is_here(self, held: HeldModel) -> bool:
+        return self._store.has(held.model) or self._store.shared(held.shared_dir, held.model) is not None
 
     def _wait_s(self) -> float:
         times = [retry_at for _, _, retry_at in self._problems.values()]
@@ -103,7 +106,11 @@ class Holder:
         models = {model.digest: model for model in self._store.cached()}
         for digest, held in self._held().items():
             problem = self._problems.get(digest, ("", 0, 0.0))[0]
-            if digest not in models and not self._store.has(held.model):
+            if digest not in models and self._is_here(held):  # on shared storage
+                models[digest] = CachedModel(
+                    digest=digest, model_name=held.model_name, size_bytes=held.model.size_bytes, held=True
+                )
+            elif digest not in models:
                 models[digest] = CachedModel(
                     digest=digest,
                     model_name=held.model_name,

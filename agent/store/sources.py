@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,9 @@ _HASHING_S = 600.0
 """The master may have to read the whole file before it can answer."""
 _BUFFER_BYTES = 1 << 20
 _MAX_REPLY_BYTES = 16 << 20
+_WAKE_BYTES = 128 << 10
+_NEAR_END_BYTES = 1 << 20
+"""More than what may lie between the kernel and us."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
@@ -83,8 +87,9 @@ class Master:
         path = BLOB_PATH.format(sha256=file.sha256)
         async with self._get(path, file.path, {"Range": f"bytes={start}-{end - 1}"}) as response:
             _check_range(response, file, start, end, MASTER)
-            async for data in response.content.iter_chunked(_BUFFER_BYTES):
-                yield data
+            async with aclosing(_body(response, end - start)) as body:
+                async for data in body:
+                    yield data
 
     async def hashes(self, file: ManifestFile) -> Sequence[bytes]:
         """sha256 of each piece. A file of one piece needs no question."""
@@ -147,8 +152,9 @@ class PeerSource:
         path = PEER_BLOB_PATH.format(sha256=file.sha256)
         async with self._ask("GET", path, headers=headers) as response:
             _check_range(response, file, start, end, self.name)
-            async for data in response.content.iter_chunked(_BUFFER_BYTES):
-                yield data
+            async with aclosing(_body(response, end - start)) as body:
+                async for data in body:
+                    yield data
 
     async def look(self, sha256s: Sequence[str]) -> dict[str, Have]:
         """What it has of these. Raises FetchFailed."""
@@ -231,6 +237,30 @@ def peer_context(identity: NodeIdentity, pem: Path) -> ssl.SSLContext:
     context.load_verify_locations(cadata=identity.ca_pem)
     context.load_cert_chain(pem)
     return context
+
+
+async def _body(response: aiohttp.ClientResponse, length: int) -> AsyncGenerator[bytes]:
+    """Bytes of an answer. Of a long one the kernel wakes us for a good deal at once, not for every packet.
+
+    So a slow connection costs hardly more than a fast one. Near the end any byte wakes us, or the last would be waited
+    for in vain.
+    """
+    connection = response.connection
+    sock: Any = connection.transport.get_extra_info("socket") if connection and connection.transport else None
+    few = sock is not None and length > 2 * _NEAR_END_BYTES
+    try:
+        if few:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WAKE_BYTES)
+        async for data in response.content.iter_chunked(_BUFFER_BYTES):
+            length -= len(data)
+            if few and length <= _NEAR_END_BYTES:
+                few = False
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            yield data
+    finally:
+        if few:
+            with suppress(OSError):  # closed meanwhile
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:

@@ -48,8 +48,17 @@ class Network(Protocol):
 class Store:
     """Blobs and checkouts below one folder. Safe for any number of fetches at once; one process owns it."""
 
-    def __init__(self, root: Path, network: Network, *, quota_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        network: Network,
+        *,
+        quota_bytes: int | None = None,
+        shared_roots: Sequence[str] | None = None,
+    ) -> None:
+        """`shared_roots`: folders below which shared storage may be used in place; None: anywhere."""
         self.shelf = Shelf(root)
+        self.shared_roots = shared_roots
         self._network = network
         self._own_quota_bytes = quota_bytes
         self._locks: dict[str, asyncio.Lock] = {}
@@ -75,12 +84,26 @@ class Store:
         return min(bounds, default=None)
 
     def folder_of(self, spec: InstanceSpec) -> Path:
-        """Where an instance finds its model's files."""
-        return Path(spec.shared_dir) if spec.shared_dir else self.model_dir(spec.model)
+        """Where an instance finds its model's files. Looks at the disk."""
+        return self.shared(spec.shared_dir, spec.model) or self.model_dir(spec.model)
 
     def is_ready(self, spec: InstanceSpec) -> bool:
-        """Whether an instance's files are all there."""
-        return not differs(Path(spec.shared_dir), spec.model) if spec.shared_dir else self.has(spec.model)
+        """Whether an instance's files are all there. Looks at the disk."""
+        return self.has(spec.model) or self.shared(spec.shared_dir, spec.model) is not None
+
+    def shared(self, shared_dir: str, manifest: Manifest) -> Path | None:
+        """The shared folder when this server mounts it, may use it, and it holds the files; None: they are fetched."""
+        if not shared_dir:
+            return None
+        folder = Path(shared_dir)
+        if self.shared_roots is not None and not any(folder.is_relative_to(root) for root in self.shared_roots):
+            return None
+        if folder.is_relative_to(self.shelf.models.parent):
+            return None
+        problem = differs(folder, manifest)
+        if problem:
+            log.info("store.shared_not_used", folder=shared_dir, problem=problem)
+        return None if problem else folder
 
     def model_dir(self, manifest: Manifest) -> Path:
         return self.shelf.checkout(manifest.digest)
@@ -89,17 +112,9 @@ class Store:
         return self.model_dir(manifest).is_dir()
 
     async def prepare(self, spec: InstanceSpec, progress: Callable[[float], None]) -> Path:
-        """Files of an instance, from shared storage or fetched. Raises as `fetch`."""
-        if not spec.shared_dir:
-            return await self.fetch(spec.model, progress, spec.model_name)
-        problem = await asyncio.to_thread(differs, Path(spec.shared_dir), spec.model)
-        if problem:
-            raise CannotRun(
-                f"the shared folder {spec.shared_dir} does not hold the model: {problem}",
-                remedy="Mount the shared storage at that path on this server, or copy the version to a store.",
-                recheck=True,
-            )
-        return Path(spec.shared_dir)
+        """Files of an instance: in place on shared storage, else fetched. Raises as `fetch`."""
+        shared = await asyncio.to_thread(self.shared, spec.shared_dir, spec.model)
+        return shared or await self.fetch(spec.model, progress, spec.model_name)
 
     async def fetch(self, manifest: Manifest, progress: Callable[[float], None], model_name: str = "") -> Path:
         """Folder with the files of `manifest`, once every one is here and its sha256 was checked.

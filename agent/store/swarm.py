@@ -29,7 +29,7 @@ from wire.manifest import ManifestFile
 from wire.pieces import PIECE_BYTES, piece_span, unpack
 
 LOOK_EVERY_S = 0.4
-"""How often peers are asked what they have."""
+"""How often peers are asked what they have; those that have plenty, less often."""
 FIND_EVERY_S = 3.0
 """How often the master is asked who else there is."""
 _WINDOW = 1024
@@ -37,6 +37,7 @@ _WINDOW = 1024
 _MAX_PEERS = 16
 _AT_ONCE = 5
 """Pieces in memory."""
+_PLENTY = 12
 _LATE_AFTER_S = 2.0
 _FLUSH_EVERY_S = 2.0
 _REST_S = 0.25
@@ -89,8 +90,12 @@ class _Known:
 
     @property
     def may_help(self) -> bool:
-        """Whether it has something, as far as is known."""
-        return bool(self.has) or not self.met.is_set()
+        """Whether it has something, as far as is known, or may answer yet."""
+        return (
+            not self.banned
+            and self.failures < _MAX_FAILURES
+            and (bool(self.has or self.failures) or not self.met.is_set())
+        )
 
 
 class Swarm:
@@ -281,7 +286,7 @@ class Swarm:
         rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(known.failures - 1, 10))
         known.rests_until = time.monotonic() + rest_s
         log.info("fetch.source_failed", source=known.source.name, error=error.message, rest_s=rest_s)
-        hope = any(not one.banned and one.failures < _MAX_FAILURES and one.may_help for one in self._peers.values())
+        hope = any(one.may_help for one in self._peers.values())
         if known is self._master and not hope and (known.failures >= _MAX_FAILURES or isinstance(error, Missing)):
             raise error  # nobody else to hope for
         if getattr(error, "code", "") == "disk_full":
@@ -346,7 +351,8 @@ class Swarm:
             known.met.set()
             self._count_copies()
             known.news.set()
-            await asyncio.sleep(LOOK_EVERY_S)
+            plenty = sum(1 for key in islice(self._available(known), _PLENTY) if key not in self._asked) == _PLENTY
+            await asyncio.sleep(LOOK_EVERY_S * (4 if plenty else 1))
 
     def _count_copies(self) -> None:
         copies: Counter[Key] = Counter()

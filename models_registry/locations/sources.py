@@ -1,6 +1,6 @@
 """Sources of a blob: where the bytes of a file can be had again, best first.
 
-A source leaves the whole, verified file at a place and says whether it could. Servers that keep blobs can be one more.
+A source leaves the whole, verified file at a place and says whether it could.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from models_registry.hub.client import Hub
 from models_registry.location_models import InPlaceFile, StorageLocation
 from models_registry.locations.find import is_as_hashed
 from models_registry.locations.places import reach
+from models_registry.locations.servers import from_servers
 from models_registry.models import HubToken, ModelVersion
 from wire.manifest import ManifestFile
 
@@ -70,7 +71,7 @@ def from_hub(version: ModelVersion, file: ManifestFile, place: Path) -> bool:
     return False
 
 
-SOURCES: list[BlobSource] = [from_locations, from_hub]
+SOURCES: list[BlobSource] = [from_locations, from_servers, from_hub]
 
 
 async def _download(wanted: Wanted) -> None:

@@ -35,18 +35,20 @@ def render_one(ask: Any) -> dict[str, str]:
         "model:facts": fragment("model_facts", row=version),
         "model:copies": fragment("model_copies", row=version, copies=copies_of(version), job=work),
         "model:files": fragment("model_files", row=version, files=files, fetching=fetching),
-        "model:servers": fragment("model_servers", servers=_servers(version.digest)),
+        "model:servers": fragment("model_servers", servers=_servers(version)),
     }
 
 
-def _servers(digest: str) -> list[dict[str, Any]]:
-    """Servers that have (parts of) a manifest, with what they say of it."""
-    if not digest:
-        return []
+def _servers(version: ModelVersion) -> list[dict[str, Any]]:
+    """Servers that have (parts of) a version, with what they say of it.
+
+    One that got it without the files that can run code has another digest, and the same name.
+    """
+    name = str(version)
     found = []
     live = Server.objects.filter(revoked_at__isnull=True, state__cache__isnull=False)
     for server in live.select_related("state").only("name", "state__cache").order_by("name"):
         for model in server.state.cache["models"]:
-            if model["digest"] == digest:
+            if model["model_name"] == name or model["digest"] == version.digest:
                 found.append({"server": server, "model": model, "used": used_at(model)})
     return found

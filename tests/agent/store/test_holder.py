@@ -6,15 +6,18 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from agent.home import AgentHome
 from agent.store.shelf import Label, Shelf, differs
-from tests.agent.conftest import manifest_of, running
+from tests.agent.conftest import make_script, manifest_of, running
 from tests.agent.master import TestMaster
-from wire.manifest import Manifest, ManifestFile
-from wire.messages import CachedModel, CachePolicy, HeldModel
+from wire.manifest import Manifest
+from wire.messages import CachedModel, CachePolicy, HeldModel, InstanceSpec
 from wire.pieces import PIECE_BYTES
 
 pytestmark = pytest.mark.asyncio
@@ -136,13 +139,42 @@ async def test_the_limits_of_the_master_hold_at_once(master: TestMaster, home: A
         assert agent._blob_server.limit.bytes_per_second == 2000
 
 
-async def test_a_shared_folder_is_used_in_place_and_missed_by_name(master: TestMaster, home: AgentHome) -> None:
-    folder = home.path / "shared"
-    folder.mkdir()
-    (folder / "m.gguf").write_bytes(b"weights")
-    manifest = Manifest(files=(ManifestFile(path="m.gguf", size_bytes=7, sha256="0" * 64),))
-    assert differs(folder, manifest) == ""
-    (folder / "m.gguf").write_bytes(b"other")
-    assert differs(folder, manifest) == "m.gguf has 5 bytes instead of 7"
-    (folder / "m.gguf").unlink()
-    assert differs(folder, manifest) == "m.gguf: No such file or directory"
+def on_shared_storage(folder: Path, manifest: Manifest, **changed: Any) -> InstanceSpec:
+    spec = make_script("exec sleep 300", manifest=manifest)
+    return msgspec.structs.replace(spec, shared_dir=str(folder), **changed)
+
+
+async def test_a_shared_folder_is_used_in_place_and_what_it_does_not_hold_is_fetched(
+    master: TestMaster, home: AgentHome, folder: Path
+) -> None:
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    shared = folder / "shared"
+    shared.mkdir()
+    spec = on_shared_storage(shared, manifest)
+    async with running(home) as agent:
+        store = agent._store
+        (shared / "m.gguf").write_bytes(b"weights")
+        assert await store.prepare(spec, lambda share: None) == shared
+        assert store.is_ready(spec)
+        assert store.folder_of(spec) == shared
+        assert master.blob_ranges == []
+        (shared / "m.gguf").write_bytes(b"other")
+        assert differs(shared, manifest) == "m.gguf has 5 bytes instead of 7"
+        assert not store.is_ready(spec)
+        assert await store.prepare(spec, lambda share: None) == store.model_dir(manifest) == store.folder_of(spec)
+        (shared / "m.gguf").unlink()
+        assert differs(shared, manifest) == "m.gguf: No such file or directory"
+        (shared / "m.gguf").write_bytes(b"weights")
+        store.shared_roots = ("/mnt/models",)
+        assert store.folder_of(spec) == store.model_dir(manifest), "not where this server allows it"
+
+
+async def test_what_is_held_on_shared_storage_counts_as_here(master: TestMaster, home: AgentHome, folder: Path) -> None:
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    (folder / "shared").mkdir()
+    (folder / "shared" / "m.gguf").write_bytes(b"weights")
+    async with running(home):
+        held = HeldModel(model=manifest, model_name="m:1", shared_dir=str(folder / "shared"))
+        await master.want(generation=1, held=(held,))
+        await master.until(lambda: is_whole(master, manifest))
+    assert master.blob_ranges == []

@@ -54,6 +54,7 @@ def run(*arguments: str, **options: Any) -> None:
 def shape(netns: str | None, device: str, megabytes_s: int) -> None:
     """At most that many MB/s out of a device."""
     inside = ["ip", "netns", "exec", netns] if netns else []
+    run(*inside, "ip", "link", "set", device, "mtu", "9000")  # fewer packets: one machine forwards those of nine
     rate = f"{megabytes_s * 8}mbit"
     run(*inside, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms")
 
@@ -62,6 +63,9 @@ def shape(netns: str | None, device: str, megabytes_s: int) -> None:
 def network(places: list[Place], megabytes_s: int) -> Iterator[None]:
     """A switch with a cable to each place, and one to here (10.214.0.1)."""
     names = ["sbsw", *(place.netns for place in places)]
+    control = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    before = control.read_text()
+    control.write_text("cubic")  # the kernel's own default, which namespaces take over; bbr's timers cost much here
     try:
         for name in names:
             run("ip", "netns", "add", name)
@@ -95,6 +99,7 @@ def network(places: list[Place], megabytes_s: int) -> Iterator[None]:
             plug(place.port, megabytes_s)
         yield
     finally:
+        control.write_text(before)
         for name in names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         subprocess.run(["ip", "link", "delete", "sbmaster"], capture_output=True, check=False)
@@ -127,6 +132,7 @@ def write_weights(path: Path, size_bytes: int) -> None:
 def start_agent(stack: Stack, place: Place) -> subprocess.Popen[bytes]:
     token = stack.post("/join-tokens/", {"role": "agent"})["token"]
     place.folder.mkdir(parents=True)
+    (place.folder / "config.json").write_text('{"docker": false}')  # asking a daemon for containers is not measured
     agent = ["ip", "netns", "exec", place.netns, str(SOURCE / "stokehold"), "agent"]
     joining = ["--home", str(place.folder), "--master", f"https://{NETWORK}.1:{stack.ports[2]}", "--token", token]
     subprocess.run(
