@@ -16,12 +16,13 @@ from typing import Protocol
 import structlog
 
 from agent.errors import CannotRun, DiskFull, FetchFailed
+from agent.store.blob import Blob, opened
 from agent.store.cache import Kept, surplus, to_evict
 from agent.store.pace import Limit
 from agent.store.parts import Part, open_part
 from agent.store.shelf import Shelf, differs
 from agent.store.sources import MASTER, PeerSource, Source
-from agent.store.swarm import Blob, Swarm, opened
+from agent.store.swarm import Swarm
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest
 from wire.messages import CachedModel, CachePolicy, InstanceSpec

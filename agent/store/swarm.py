@@ -7,12 +7,11 @@ may be handed on from then on. A source that fails rests a while; one that sends
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -20,13 +19,12 @@ from typing import Any, Protocol
 import structlog
 
 from agent.errors import CorruptBlob, FetchFailed
+from agent.store.blob import Blob
 from agent.store.choose_piece import Key, choose
 from agent.store.pace import Limit
-from agent.store.parts import Part
 from agent.store.sources import Missing, PeerSource, Source
 from wire.errors import BadMessage
-from wire.manifest import ManifestFile
-from wire.pieces import PIECE_BYTES, piece_span, unpack
+from wire.pieces import PIECE_BYTES, Have, piece_span, unpack
 
 LOOK_EVERY_S = 0.4
 """How often peers are asked what they have; those that have plenty, less often."""
@@ -57,20 +55,6 @@ class Finder(Protocol):
     def master(self) -> Source: ...
 
     async def look(self, digest: str) -> tuple[list[PeerSource], tuple[str, ...]]: ...
-
-
-@dataclass
-class Blob:
-    """A blob on its way here. `hashes`: of its pieces."""
-
-    part: Part
-    hashes: Sequence[bytes]
-    hashed: Any = field(default_factory=hashlib.sha256)
-    hashed_bytes: int = 0
-
-    @property
-    def file(self) -> ManifestFile:
-        return self.part.file
 
 
 @dataclass
@@ -120,7 +104,7 @@ class Swarm:
         self._peers: dict[str, _Known] = {}
         self._asked: Counter[Key] = Counter()
         self._asked_at: dict[Key, float] = {}
-        self._copies: Counter[Key] = Counter()
+        self._copies: dict[str, Counter[int]] = {sha256: Counter() for sha256 in self._blobs}
         self._wrong: Counter[Key] = Counter()
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._moved_at = time.monotonic()
@@ -164,7 +148,7 @@ class Swarm:
 
     async def _check_all(self) -> None:
         """Until each blob is whole, and was checked."""
-        pending = {asyncio.create_task(self._check_whole(blob)) for blob in self._blobs.values()}
+        pending = {asyncio.create_task(blob.check_whole()) for blob in self._blobs.values()}
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=1.0, return_when=asyncio.FIRST_EXCEPTION)
@@ -222,7 +206,7 @@ class Swarm:
         late_since = time.monotonic() - _LATE_AFTER_S
         late = {key for key, since in self._asked_at.items() if since < late_since}
         available = islice(self._available(known), _WINDOW)
-        return choose(available, self._asked, late, self._copies.__getitem__, random.random)
+        return choose(available, self._asked, late, lambda key: self._copies[key.sha256][key.piece], random.random)
 
     def _available(self, known: _Known) -> Iterator[Key]:
         """Pieces that a source has and that are missing here, near the first one that is missing."""
@@ -269,10 +253,10 @@ class Swarm:
                 await self._limit.take(len(data))
         if length < len(piece):
             raise FetchFailed(f"{known.source.name} sent {length} of {len(piece)} bytes of {blob.file.path}")
-        if not await asyncio.to_thread(_kept, blob, key.piece, start, piece):
+        news = key.piece not in blob.part.done
+        if not await blob.keep(key.piece, piece):
             return False
-        if key.piece not in blob.part.done:
-            blob.part.mark(key.piece)
+        if news:
             self._told(known.source.name, length)
         self._moved_at = time.monotonic()
         return True
@@ -280,7 +264,7 @@ class Swarm:
     def _failed(self, known: _Known, key: Key, error: FetchFailed) -> None:
         self._last_error = error
         if isinstance(error, Missing):
-            known.has.pop(key.sha256, None)
+            self._note(known, {one: has for one, has in known.has.items() if one != key.sha256}, known.coming)
         self._wake_all()  # the piece is free for others
         known.failures += 1
         rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(known.failures - 1, 10))
@@ -335,56 +319,37 @@ class Swarm:
             if not missing:
                 return
             try:
-                haves = await source.look(missing)
-                known.has, known.coming = {}, {}
-                for sha256, have in haves.items():
-                    if sha256 in self._blobs:
-                        count = self._blobs[sha256].part.count
-                        known.has[sha256] = None if have.whole else unpack(have.done, count)
-                        known.coming[sha256] = unpack(have.coming, count)
+                self._note(known, *self._understood(await source.look(missing)))
             except (FetchFailed, BadMessage) as error:
-                known.has, known.coming = {}, {}
+                self._note(known, {}, {})
                 known.failures += 1
                 rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(known.failures, 10))
                 known.rests_until = time.monotonic() + rest_s
                 log.info("fetch.peer_silent", peer=source.name, error=error.message, rest_s=rest_s)
             known.met.set()
-            self._count_copies()
             known.news.set()
             plenty = sum(1 for key in islice(self._available(known), _PLENTY) if key not in self._asked) == _PLENTY
             await asyncio.sleep(LOOK_EVERY_S * (4 if plenty else 1))
 
-    def _count_copies(self) -> None:
-        copies: Counter[Key] = Counter()
-        for known in self._peers.values():
-            for sha256, indexes in (*known.has.items(), *known.coming.items()):
-                if indexes is not None:  # whole ones are no less rare for any piece
-                    copies.update(Key(sha256, index) for index in indexes)
-        self._copies = copies
+    def _understood(self, haves: dict[str, Have]) -> tuple[dict[str, set[int] | None], dict[str, set[int]]]:
+        """(pieces that are there, pieces on their way) of a peer's answer. Raises BadMessage."""
+        has: dict[str, set[int] | None] = {}
+        coming: dict[str, set[int]] = {}
+        for sha256, have in haves.items():
+            if sha256 in self._blobs:
+                count = self._blobs[sha256].part.count
+                has[sha256] = None if have.whole else unpack(have.done, count)
+                coming[sha256] = unpack(have.coming, count)
+        return has, coming
 
-    # ------------------------------------------------------------------------------------------------ the whole
-
-    async def _check_whole(self, blob: Blob) -> None:
-        """sha256 of the file as it grows, then the last word on it."""
-        size = blob.file.size_bytes
-        while blob.hashed_bytes < size:
-            end = self._contiguous(blob)
-            if end == blob.hashed_bytes:
-                await asyncio.sleep(0.05)
-                continue
-            await asyncio.to_thread(_hash_on, blob, end)
-        if blob.hashed.hexdigest() != blob.file.sha256:
-            await asyncio.to_thread(blob.part.drop)
-            raise CorruptBlob(
-                f"{blob.file.path}: the bytes received do not fit sha256 {blob.file.sha256[:12]}: thrown away"
-            )
-
-    def _contiguous(self, blob: Blob) -> int:
-        """Bytes from the start without a hole, 64 MiB beyond what was hashed at most."""
-        index = first = blob.hashed_bytes // PIECE_BYTES
-        while index in blob.part.done and index - first < 16:
-            index += 1
-        return min(index * PIECE_BYTES, blob.file.size_bytes)
+    def _note(self, known: _Known, has: dict[str, set[int] | None], coming: dict[str, set[int]]) -> None:
+        """What a source has now. Only what has changed is counted: there may be tens of thousands of pieces."""
+        for sha256, copies in self._copies.items():
+            before = (known.has.get(sha256) or set()) | known.coming.get(sha256, set())
+            after = (has.get(sha256) or set()) | coming.get(sha256, set())  # whole ones make no piece less rare
+            copies.update(after - before)
+            copies.subtract(before - after)
+        known.has, known.coming = has, coming
 
     async def _flush(self) -> None:
         while True:
@@ -393,36 +358,9 @@ class Swarm:
                 await asyncio.to_thread(blob.part.flush)
 
 
-def _kept(blob: Blob, index: int, start: int, piece: bytearray) -> bool:
-    """Write a piece to its place if its hash is right; whether it is."""
-    if hashlib.sha256(piece).digest() != blob.hashes[index]:
-        return False
-    blob.part.write(start, piece)
-    return True
-
-
-def _hash_on(blob: Blob, end: int) -> None:
-    while blob.hashed_bytes < end:
-        data = blob.part.read(blob.hashed_bytes, min(PIECE_BYTES, end - blob.hashed_bytes))
-        if not data:
-            raise CorruptBlob(f"{blob.file.path} became shorter while it was fetched")
-        blob.hashed.update(data)
-        blob.hashed_bytes += len(data)
-
-
 def _first(group: BaseExceptionGroup[FetchFailed]) -> FetchFailed:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     assert isinstance(error, FetchFailed)  # noqa: S101 - except* FetchFailed holds nothing else
     return error
-
-
-@asynccontextmanager
-async def opened(blobs: Sequence[Blob]) -> AsyncIterator[None]:
-    """Parts closed at the end, whatever happens."""
-    try:
-        yield
-    finally:
-        for blob in blobs:
-            blob.part.close()
