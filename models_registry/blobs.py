@@ -29,6 +29,7 @@ from fleet.errors import FleetError
 from fleet.models import Role, Server
 from fleet.peers import peers
 from fleet.services import authenticate_node
+from models_registry.download.pace import Limit
 from models_registry.errors import RegistryError
 from models_registry.locations import find_blob
 from models_registry.locations.find import store_folders
@@ -40,6 +41,8 @@ from wire.pieces import PeersReply
 log = structlog.get_logger(__name__)
 
 CHUNK_BYTES = 1 << 20
+_limit = Limit(settings.SPREAD_BYTES_PER_SECOND or None)
+"""Of all that this process sends to servers."""
 _BYTES = "application/octet-stream"
 _CACHED = "private, immutable, max-age=31536000"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -200,6 +203,7 @@ async def _chunks(file: BinaryIO, part: ByteRange) -> AsyncIterator[bytes]:
             if not chunk:
                 raise OSError("a blob is shorter than it was when it was opened")
             left_bytes -= len(chunk)
+            await _limit.take(len(chunk))
             yield chunk
 
 

@@ -40,6 +40,7 @@ LICENSES_TO_ACCEPT = [
 """Patterns of licences, as sources name them, that somebody must accept before a model is deployed: `llama* gemma`."""
 SCRUB_EVERY_DAYS = float(os.environ.get("STOKEHOLD_SCRUB_DAYS") or 30)  # each copy of a model is read again; 0: never
 SCRUB_BYTES_PER_SECOND = int(os.environ.get("STOKEHOLD_SCRUB_BYTES_PER_SECOND") or 100_000_000)  # at most; 0: no limit
+SPREAD_BYTES_PER_SECOND = int(os.environ.get("STOKEHOLD_SPREAD_BYTES_PER_SECOND") or 0)  # to all servers; 0: any
 PIECES_DIR = HOME.path / "pieces"  # hashes of pieces of files, for servers
 
 MASTER_PORT = int(OPTIONS.get("port", 8000))

@@ -160,3 +160,19 @@ def test_what_cannot_be_fetched_cannot_be_pinned(version):
     server.refresh_from_db()
     with pytest.raises(RegistryError, match="was revoked"):
         pins.pin(version, server)
+
+
+def test_the_master_sends_to_all_servers_no_faster_than_it_was_told(version, client: Client, monkeypatch):
+    """Two answers share one limit: the second waits for what the first took."""
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("models_registry.download.pace.asyncio.sleep", sleep)
+    monkeypatch.setattr("models_registry.blobs._limit.bytes_per_second", 1e6)
+    _, auth = make_node(Server, "a")
+    for _ in range(2):
+        answer = client.get(f"/api/v1/blobs/{SHA256}", headers=auth)
+        assert len(b"".join(answer)) == len(CONTENT)
+    assert max(waited) > 1.5 * len(CONTENT) / 1e6

@@ -246,7 +246,7 @@ async def test_what_lies_in_a_store_on_the_same_disk_is_linked_not_copied(
     neighbour = folder / "store"
     for file in manifest.files:
         place = neighbour / file.sha256[:2] / file.sha256
-        place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(master.blobs[file.sha256] if file.path == "m.gguf" else b"[]")  # one of them damaged
     master.neighbours = (str(folder / "nowhere"), str(neighbour))
     checkout = await server.fetch(manifest)
