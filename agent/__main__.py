@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import structlog
-import uvloop
 
 from agent.errors import AgentError, HomeBusy
 from agent.home import AgentHome
@@ -109,7 +108,7 @@ def _run(home: AgentHome, arguments: argparse.Namespace) -> int:
     with home.lock():
         # The loop is not closed in order: a thread in the middle of a long call (an image being pulled) would hold up
         # the exit, and there is nothing left that needs one.
-        uvloop.new_event_loop().run_until_complete(run())
+        asyncio.new_event_loop().run_until_complete(run())
     return 0
 
 

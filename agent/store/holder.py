@@ -91,15 +91,21 @@ class Holder:
                     return
             fetching.result()
         except AgentError as error:
-            failures = self._problems.get(digest, ("", 0, 0.0))[1] + 1
-            self._problems[digest] = (error.message, failures, time.monotonic() + delay_s(failures))
-            log.warning("hold.failed", model=held.model_name, reason=error.message, failures=failures)
+            self._failed(held, error.message)
+        except Exception as error:  # a fault of ours: engines and links go on
+            log.exception("hold.broke_off", model=held.model_name)
+            self._failed(held, f"the agent failed at it: {type(error).__name__}: {error}")
         else:
             self._problems.pop(digest, None)
             log.info("hold.here", model=held.model_name, digest=digest)
         finally:
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
+
+    def _failed(self, held: HeldModel, reason: str) -> None:
+        failures = self._problems.get(held.model.digest, ("", 0, 0.0))[1] + 1
+        self._problems[held.model.digest] = (reason, failures, time.monotonic() + delay_s(failures))
+        log.warning("hold.failed", model=held.model_name, reason=reason, failures=failures)
 
     def cache(self) -> Cache:
         """What is here now. Reads the disk."""

@@ -245,22 +245,28 @@ async def _body(response: aiohttp.ClientResponse, length: int) -> AsyncGenerator
     So a slow connection costs hardly more than a fast one. Near the end any byte wakes us, or the last would be waited
     for in vain.
     """
-    connection = response.connection
-    sock: Any = connection.transport.get_extra_info("socket") if connection and connection.transport else None
-    few = sock is not None and length > 2 * _NEAR_END_BYTES
+    few = length > 2 * _NEAR_END_BYTES
     try:
         if few:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WAKE_BYTES)
+            _wake_at(response, _WAKE_BYTES)
         async for data in response.content.iter_chunked(_BUFFER_BYTES):
             length -= len(data)
             if few and length <= _NEAR_END_BYTES:
                 few = False
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+                _wake_at(response, 1)
             yield data
     finally:
         if few:
-            with suppress(OSError):  # closed meanwhile
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            _wake_at(response, 1)
+
+
+def _wake_at(response: aiohttp.ClientResponse, count_bytes: int) -> None:
+    """Have the kernel tell of data when so much is there. A connection that was closed meanwhile is left alone."""
+    connection = response.connection
+    sock = connection.transport.get_extra_info("socket") if connection and connection.transport else None
+    if sock is not None:
+        with suppress(OSError, ValueError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count_bytes)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:

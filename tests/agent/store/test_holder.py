@@ -178,3 +178,25 @@ async def test_what_is_held_on_shared_storage_counts_as_here(master: TestMaster,
         await master.want(generation=1, held=(held,))
         await master.until(lambda: is_whole(master, manifest))
     assert master.blob_ranges == []
+
+
+async def test_a_fault_of_ours_in_a_fetch_ends_neither_the_agent_nor_the_trying(
+    master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did once: a socket that was closed meanwhile raised what nobody had foreseen."""
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    calls = 0
+    real = Shelf.check_out
+
+    def broken_once(self: Shelf, manifest: Manifest, model_name: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("negative file descriptor")
+        real(self, manifest, model_name)
+
+    monkeypatch.setattr(Shelf, "check_out", broken_once)
+    async with running(home):
+        await master.want(generation=1, held=(HeldModel(model=manifest, model_name="m:1"),))
+        await master.until(lambda: is_whole(master, manifest))
+    assert calls == 2

@@ -271,3 +271,20 @@ async def test_what_was_in_use_until_now_goes_last(master: TestMaster, home: Age
     assert store.collect_garbage() == MIB
     assert store.shelf.blob(first.files[0].sha256).exists()
     assert not store.shelf.blob(second.files[0].sha256).exists()
+
+
+async def test_a_master_that_dies_in_the_middle_of_pieces_is_gone_on_with_when_it_is_back(
+    master: TestMaster, store: Store
+) -> None:
+    data = os.urandom(3 * PIECE_BYTES)
+    manifest = manifest_of(master, {"m": data})
+    store.download_limit.bytes_per_second = 6 * PIECE_BYTES
+    fetching = asyncio.create_task(store.fetch(manifest, ignore))
+    while not store.share(manifest):
+        await asyncio.sleep(0.01)
+    await master.stop()
+    with pytest.raises(FetchFailed):
+        await fetching
+    store.download_limit.bytes_per_second = None
+    await master.start()
+    assert (await store.fetch(manifest, ignore) / "m").read_bytes() == data
