@@ -151,7 +151,8 @@ async def test_kill_9_in_the_middle_counts_each_request_once(tmp_path: Path, pro
         assert seen <= made.forwarded() <= min(1500, seen + made.broken)
         assert made.statuses[200] <= made.counted()[200] <= made.statuses[200] + made.broken
         if processes > 1:
-            assert made.forwarded() == 1500
+            # One that was killed may have taken its share of the minute, and not yet noted for what.
+            assert 1500 - made.broken <= made.forwarded() <= 1500
             await until(lambda: len(made.children()) == processes, what="another in its place")
 
 

@@ -69,7 +69,7 @@ async def test_files_are_checked_out_as_links_to_verified_blobs(master: TestMast
 
 
 async def test_a_piece_that_breaks_off_is_asked_for_again_and_nothing_else(master: TestMaster, store: Store) -> None:
-    data = os.urandom(3 * PIECE_BYTES + 17)
+    data = os.urandom(4 * PIECE_BYTES)
     manifest = manifest_of(master, {"m": data})
     master.break_after_bytes = MIB
     folder = await store.fetch(manifest, ignore)
@@ -276,9 +276,9 @@ async def test_what_was_in_use_until_now_goes_last(master: TestMaster, home: Age
 async def test_a_master_that_dies_in_the_middle_of_pieces_is_gone_on_with_when_it_is_back(
     master: TestMaster, store: Store
 ) -> None:
-    data = os.urandom(3 * PIECE_BYTES)
+    data = os.urandom(8 * PIECE_BYTES)
     manifest = manifest_of(master, {"m": data})
-    store.download_limit.bytes_per_second = 6 * PIECE_BYTES
+    store.download_limit.bytes_per_second = 4 * PIECE_BYTES  # most of it is still to come when the first is here
     fetching = asyncio.create_task(store.fetch(manifest, ignore))
     while not store.share(manifest):
         await asyncio.sleep(0.01)
