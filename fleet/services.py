@@ -69,21 +69,15 @@ def set_availability(server: Server, availability: Availability, now: dt.datetim
 
 def revoke_server(server: Server, now: dt.datetime) -> None:
     """Cut its link at once and for good, and have every peer refuse its certificate; its name can be joined anew."""
-    if server.revoked_at is not None:
-        return
     with transaction.atomic():
         _revoke(server, now)
-        _refuse_certificate(server, now)
         hint_on_commit(LINKS, {"type": "changed", "server_id": server.pk})
 
 
 def revoke_gateway(gateway: Gateway, now: dt.datetime) -> None:
     """Cut its link at once and for good, and have every relay refuse its certificate; its name can be joined anew."""
-    if gateway.revoked_at is not None:
-        return
     with transaction.atomic():
         _revoke(gateway, now)
-        _refuse_certificate(gateway, now)
         hint_on_commit(FEED, {"type": "changed"})
 
 
@@ -104,6 +98,7 @@ def _revoke(node: Server | Gateway, now: dt.datetime) -> None:
         return
     node.revoked_at = now
     node.save(update_fields=["revoked_at"])
+    _refuse_certificate(node, now)
     log.info("node.revoked", node=node.pk, name=node.name)
 
 

@@ -21,8 +21,8 @@ from agent.store.cache import Kept, surplus, to_evict
 from agent.store.pace import Limit
 from agent.store.parts import Part, open_part
 from agent.store.shelf import Shelf, differs
-from agent.store.sources import MASTER, PeerSource, Source
-from agent.store.swarm import Swarm
+from agent.store.sources import MASTER, PeerSource
+from agent.store.swarm import Finder, Swarm
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest
 from wire.messages import CachedModel, CachePolicy, InstanceSpec
@@ -35,15 +35,10 @@ _HASHES_AT_ONCE = 4
 log = structlog.get_logger(__name__)
 
 
-class Network(Protocol):
+class Network(Finder, Protocol):
     """Where blobs come from."""
 
-    @property
-    def master(self) -> Source: ...
-
     async def hashes(self, file: ManifestFile) -> Sequence[bytes]: ...
-
-    async def look(self, digest: str) -> tuple[list[PeerSource], tuple[str, ...]]: ...
 
 
 class Store:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from agent.errors import CorruptBlob, FetchFailed
+from agent.errors import CorruptBlob, DiskFull, FetchFailed
 from agent.store.blob import Blob
 from agent.store.choose_piece import Key, choose
 from agent.store.pace import Limit
@@ -71,6 +71,13 @@ class _Known:
     """It said what it has, or failed to."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     """There may be something to ask for again."""
+
+    def rest(self, first_s: float) -> float:
+        """One failure more: leave it alone for `first_s`, doubled with each in a row; how long that is."""
+        self.failures += 1
+        rest_s = min(_LONGEST_REST_S, first_s * 2.0 ** min(self.failures - 1, 10))
+        self.rests_until = time.monotonic() + rest_s
+        return rest_s
 
     @property
     def may_help(self) -> bool:
@@ -266,14 +273,12 @@ class Swarm:
         if isinstance(error, Missing):
             self._note(known, {one: has for one, has in known.has.items() if one != key.sha256}, known.coming)
         self._wake_all()  # the piece is free for others
-        known.failures += 1
-        rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(known.failures - 1, 10))
-        known.rests_until = time.monotonic() + rest_s
+        rest_s = known.rest(_REST_S)
         log.info("fetch.source_failed", source=known.source.name, error=error.message, rest_s=rest_s)
         hope = any(one.may_help for one in self._peers.values())
         if known is self._master and not hope and (known.failures >= _MAX_FAILURES or isinstance(error, Missing)):
             raise error  # nobody else to hope for
-        if getattr(error, "code", "") == "disk_full":
+        if isinstance(error, DiskFull):
             raise error
 
     def _sent_wrong_bytes(self, known: _Known, key: Key) -> None:
@@ -322,10 +327,7 @@ class Swarm:
                 self._note(known, *self._understood(await source.look(missing)))
             except (FetchFailed, BadMessage) as error:
                 self._note(known, {}, {})
-                known.failures += 1
-                rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(known.failures, 10))
-                known.rests_until = time.monotonic() + rest_s
-                log.info("fetch.peer_silent", peer=source.name, error=error.message, rest_s=rest_s)
+                log.info("fetch.peer_silent", peer=source.name, error=error.message, rest_s=known.rest(2 * _REST_S))
             known.met.set()
             known.news.set()
             plenty = sum(1 for key in islice(self._available(known), _PLENTY) if key not in self._asked) == _PLENTY

@@ -168,7 +168,7 @@ class Partial:
         _write_whole(self._ok, msgspec.json.encode(found))
         self._part.replace(self.path)
         self._journal.unlink(missing_ok=True)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         self.close()
         return found
 
@@ -209,7 +209,8 @@ def _write_whole(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlast a loss of power."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

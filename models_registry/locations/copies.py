@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from models_registry.download.partial import sync_folder
 from models_registry.errors import LastCopy, LocationUnreachable, NotReady
 from models_registry.location_models import CopyState, StorageLocation, VersionCopy
 from models_registry.locations.clean import clean_location
@@ -184,15 +184,7 @@ def sync(store: Store, manifest: Manifest) -> None:
     folders |= {(checkout / file.path).parent for file in manifest.files}
     folders |= {checkout, checkout.parent, store.root / "manifests", store.root, store.root / "blobs" / "sha256"}
     for folder in folders:
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync_folder(folder)
 
 
 def _size(path: Path) -> int:

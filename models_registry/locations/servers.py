@@ -48,7 +48,8 @@ async def _fetch(peer: Peer, address: str, file: ManifestFile, place: Path) -> N
     url += PEER_BLOB_PATH.format(sha256=file.sha256)
     partial.open()
     try:
-        async with aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False) as session:
+        connector = aiohttp.TCPConnector(ssl=_context())
+        async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False) as session:
             first = partial.spans.prefix_end // PIECE_BYTES
             for index in range(first, piece_count(file.size_bytes)):
                 await _piece(session, url, relay_name(DOOR, peer.server_id), partial, index)
@@ -66,7 +67,7 @@ async def _fetch(peer: Peer, address: str, file: ManifestFile, place: Path) -> N
 async def _piece(session: aiohttp.ClientSession, url: str, name: str, partial: Partial, index: int) -> None:
     start, end = piece_span(index, partial.size)
     headers = {"Range": f"bytes={start}-{end - 1}"}
-    async with session.get(url, headers=headers, ssl=_context(), server_hostname=name, allow_redirects=False) as answer:
+    async with session.get(url, headers=headers, server_hostname=name, allow_redirects=False) as answer:
         if answer.status != 206:
             raise ValueError(f"it answered {answer.status}")
         at = start
