@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import msgspec
@@ -15,14 +15,14 @@ from deployments.engines.base import EngineError
 from deployments.events import log_event
 from deployments.leader import Term, fence
 from deployments.leases import Judgement
-from deployments.models import Deployment, Event, Instance, Phase, Severity
+from deployments.models import Deployment, Event, Instance, Phase, Revision, Severity
 from deployments.narrator import Narrator
 from deployments.permits import manifest_for
 from deployments.planner import Outcome, Subject
 from deployments.rollout import Move, Seen, Stage
 from deployments.scheduler import Placement
 from deployments.snapshot import NOTHING, Promised, ServerRow
-from deployments.specs import instance_spec, manifest_of
+from deployments.specs import digest_of, instance_spec, manifest_of
 from fleet import hints
 from fleet.models import ServerDesired
 from fleet.services import mark_found, mark_lost, set_desired
@@ -151,14 +151,14 @@ def sync_desired(
     instances: list[Instance],
     servers: Mapping[str, ServerRow],
     promised: Mapping[str, Promised],
-    held: Mapping[str, Mapping[str, HeldModel]],
+    held: Mapping[str, Mapping[str, Held]],
     term: Term,
     share: float,
     now: datetime,
 ) -> None:
     """Bring each server's desired state to what should be there; states that agree are not touched.
 
-    `held`: server -> digest -> model that should be there beside what instances need.
+    `held`: as `read_held`.
     It stops after `share` of a lease: the next pass goes on.
     """
     wanted: dict[str, set[str]] = defaultdict(set)
@@ -176,44 +176,55 @@ def sync_desired(
         with transaction.atomic():
             fence(term, now)
             specs = _specs(row.id, wanted[row.id], now)
-            set_desired(row.id, specs, now, held=_sorted(held.get(row.id, {})), cache=row.cache)
+            set_desired(row.id, specs, now, held=_models_of(held.get(row.id, {})), cache=row.cache)
 
 
-def _sorted(held: Mapping[str, HeldModel]) -> tuple[HeldModel, ...]:
-    return tuple(held[digest] for digest in sorted(held))
+@dataclass(frozen=True)
+class Held:
+    """A version to be held. `revision`: of which it is the model; None: it is pinned."""
+
+    version_id: int
+    revision: Revision | None = None
 
 
 def read_held(
     servers: Mapping[str, ServerRow], ahead: Iterable[tuple[Deployment, frozenset[str]]]
-) -> dict[str, dict[str, HeldModel]]:
+) -> dict[str, dict[str, Held]]:
     """What servers should have beside their instances' models: pinned, or fetched ahead of a rollout.
 
-    Server -> digest -> model. `ahead`: servers that should have a deployment's wanted version soon.
+    Server -> digest -> which. `ahead`: servers that should have a deployment's wanted version soon. Only the digests
+    are made here, in every pass; the manifests when a server's state is written.
     """
-    held: dict[str, dict[str, HeldModel]] = defaultdict(dict)
-    for one, server_id in _pinned():
+    held: dict[str, dict[str, Held]] = defaultdict(dict)
+    for version_id, digest, flagged, server_id in pinned():
+        if flagged and (version := ModelVersion.objects.filter(pk=version_id).first()):
+            digest = _pinned_manifest(version).digest
         for server in (server_id,) if server_id else servers:
-            held[server][one.model.digest] = one
+            held[server][digest] = Held(version_id)
     for deployment, server_ids in ahead:
-        if server_ids:
-            one = _held_of(deployment.revision.model_version, manifest_of(deployment.revision))
-            for server in server_ids:
-                held[server][one.model.digest] = one
+        for server in server_ids:
+            revision = deployment.revision
+            held[server][digest_of(revision)] = Held(revision.model_version_id, revision)
     return held
 
 
-def _pinned() -> list[tuple[HeldModel, str | None]]:
-    """Pinned versions, each with its server; None: all. Nothing that can run code is brought anywhere by a pin."""
-    rows = pinned()
-    if not rows:
-        return []
-    versions = ModelVersion.objects.select_related("model").in_bulk({version_id for version_id, _ in rows})
-    models = {key: _held_of(version, manifest_for(version, ())) for key, version in versions.items()}
-    return [(models[version_id], server_id) for version_id, server_id in rows if version_id in models]
+def _pinned_manifest(version: ModelVersion) -> Manifest:
+    """Nothing that can run code is brought anywhere by a pin."""
+    return manifest_for(version, ())
 
 
-def _held_of(version: ModelVersion, manifest: Manifest) -> HeldModel:
-    return HeldModel(model=manifest, model_name=str(version), shared_dir=shared_dir(version))
+def _models_of(held: Mapping[str, Held]) -> tuple[HeldModel, ...]:
+    """As they travel, by digest; a version that was deleted just now is left out."""
+    versions = ModelVersion.objects.select_related("model").in_bulk({one.version_id for one in held.values()})
+    return tuple(
+        HeldModel(
+            model=manifest_of(one.revision) if one.revision else _pinned_manifest(version),
+            model_name=str(version),
+            shared_dir=shared_dir(version),
+        )
+        for _, one in sorted(held.items())
+        if (version := versions.get(one.version_id)) is not None
+    )
 
 
 def _specs(server_id: str, wanted: set[str], now: datetime) -> tuple[InstanceSpec, ...]:

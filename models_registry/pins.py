@@ -46,7 +46,7 @@ def unpin(version: ModelVersion, server: Server | None) -> None:
     log.info("model.unpinned", model=str(version), server=server.name if server else None)
 
 
-def pinned() -> list[tuple[int, str | None]]:
-    """(version, server or None for all) of every pin of a READY version."""
+def pinned() -> list[tuple[int, str, bool, str | None]]:
+    """(version, its digest, whether it is flagged, server or None for all) of every pin of a READY version."""
     ready = Pin.objects.filter(version__state=VersionState.READY)
-    return list(ready.values_list("version_id", "server_id"))
+    return list(ready.values_list("version_id", "version__digest", "version__flagged", "server_id"))

@@ -144,7 +144,8 @@ def test_a_pin_is_made_once_and_let_go(version):
     assert pins.pin(version, server) == pins.pin(version, server)
     pins.pin(version, None)
     pins.pin(version, None)
-    assert sorted(pins.pinned(), key=str) == sorted([(version.pk, None), (version.pk, server.pk)], key=str)
+    made = {(version.pk, version.digest, False, None), (version.pk, version.digest, False, server.pk)}
+    assert sorted(pins.pinned(), key=str) == sorted(made, key=str)
     pins.unpin(version, server)
     with pytest.raises(pins.NotPinned):
         pins.unpin(version, server)
