@@ -29,13 +29,13 @@ from fleet.errors import FleetError
 from fleet.models import Role, Server
 from fleet.peers import peers
 from fleet.services import authenticate_node
-from models_registry.download.pace import Limit
 from models_registry.errors import RegistryError
 from models_registry.locations import find_blob
 from models_registry.locations.find import store_folders
 from models_registry.models import ModelVersion, VersionState
 from models_registry.pieces import piece_hashes
 from wire.errors import WireError
+from wire.pace import Limit
 from wire.pieces import PeersReply
 
 log = structlog.get_logger(__name__)

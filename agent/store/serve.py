@@ -11,9 +11,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from agent.store.pace import Limit
 from agent.store.parts import Part
 from agent.store.store import Store
+from wire.pace import Limit
 from wire.pieces import HAVE_PATH, PEER_BLOB_PATH, PIECE_BYTES, Have, HaveReply, pack
 
 _AT_ONCE = 24

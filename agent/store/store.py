@@ -18,7 +18,6 @@ import structlog
 from agent.errors import CannotRun, DiskFull, FetchFailed
 from agent.store.blob import Blob, opened
 from agent.store.cache import Kept, surplus, to_evict
-from agent.store.pace import Limit
 from agent.store.parts import Part, open_part
 from agent.store.shelf import Shelf, differs
 from agent.store.sources import MASTER, PeerSource
@@ -26,6 +25,7 @@ from agent.store.swarm import Finder, Swarm
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest
 from wire.messages import CachedModel, CachePolicy, InstanceSpec
+from wire.pace import Limit
 
 DISK_RESERVE_BYTES = 256 * 2**20
 """Never filled by downloads."""

@@ -21,9 +21,9 @@ import structlog
 from agent.errors import CorruptBlob, DiskFull, FetchFailed
 from agent.store.blob import Blob
 from agent.store.choose_piece import Key, choose
-from agent.store.pace import Limit
 from agent.store.sources import Missing, PeerSource, Source
 from wire.errors import BadMessage
+from wire.pace import Limit
 from wire.pieces import PIECE_BYTES, Have, piece_span, unpack
 
 LOOK_EVERY_S = 0.4

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import aiohttp
 import structlog
 
-from models_registry.download.pace import Limit, Meter
+from models_registry.download.pace import Meter
 from models_registry.download.remote import Remote, TryAgain
 from models_registry.errors import RegistryError, SourceUnreachable
+from wire.pace import Limit
 
 log = structlog.get_logger(__name__)
 

@@ -1,30 +1,8 @@
-"""A limit of bytes a second that many transfers share, and a meter of how fast they are."""
+"""A meter of how fast transfers are."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-
-_BURST_S = 0.25
 _SMOOTHING_S = 3.0
-
-
-class Limit:
-    """A token bucket; `bytes_per_second` may be changed at any time, None is no limit."""
-
-    def __init__(self, bytes_per_second: float | None = None) -> None:
-        self.bytes_per_second = bytes_per_second
-        self._free_at = 0.0  # monotonic; when all that was taken has been paid for
-
-    async def take(self, count: int) -> None:
-        """Wait until `count` bytes more may pass."""
-        rate = self.bytes_per_second
-        if not rate:
-            return
-        now = time.monotonic()
-        self._free_at = max(self._free_at, now - _BURST_S) + count / rate
-        if (wait_s := self._free_at - now) > 0:
-            await asyncio.sleep(wait_s)
 
 
 class Meter:

@@ -15,7 +15,6 @@ from django.utils import timezone
 
 from models_registry.download.downloader import running
 from models_registry.download.lanes import Control
-from models_registry.download.pace import Limit
 from models_registry.download.partial import Done
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Progress, Wanted
@@ -28,6 +27,7 @@ from models_registry.locations.places import location_of
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.versions import store_of
 from wire.manifest import ManifestFile
+from wire.pace import Limit
 
 _LOOK_S = 0.5
 _FILES_TOLD = 20

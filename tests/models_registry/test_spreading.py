@@ -170,7 +170,7 @@ def test_the_master_sends_to_all_servers_no_faster_than_it_was_told(version, cli
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr("models_registry.download.pace.asyncio.sleep", sleep)
+    monkeypatch.setattr("wire.pace.asyncio.sleep", sleep)
     monkeypatch.setattr("models_registry.blobs._limit.bytes_per_second", 1e6)
     _, auth = make_node(Server, "a")
     for _ in range(2):

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from models_registry.download import lanes, transfer
 from models_registry.download.downloader import running
 from models_registry.download.lanes import Control
-from models_registry.download.pace import Limit
 from models_registry.download.partial import Partial
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Progress, Wanted
@@ -38,6 +37,7 @@ from models_registry.errors import (
     WrongHash,
 )
 from tests.fakes.hub import FakeHub, Fault, HubFile, running_hub, serving_hub
+from wire.pace import Limit
 
 CHANCE = random.Random(7)
 BIG = CHANCE.randbytes(3_000_000)

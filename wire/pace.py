@@ -12,7 +12,7 @@ _BURST_S = 0.25
 class Limit:
     """Token bucket. None: no bound. It may be changed at any time."""
 
-    def __init__(self, bytes_per_second: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bytes_per_second: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.bytes_per_second = bytes_per_second
         self._clock = clock
         self._free_at = 0.0
