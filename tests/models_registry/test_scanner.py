@@ -31,7 +31,7 @@ class Evil:
 
 
 EVIL = pickle.dumps(Evil())
-TAR_GZ = gzip.compress(b"\0" * 257 + b"ustar\0" + b"\0" * 300)
+TAR_GZ = gzip.compress(b"\0" * 257 + b"ustar\0" + b"\0" * 300, mtime=0)
 KIND = pickle.dumps(collections.OrderedDict(weight=[1.0, 2.0]))
 
 
@@ -134,7 +134,9 @@ def test_numpy_files_run_code_only_when_they_hold_objects(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"7z\xbc\xaf\x27\x1c....", b"\0" * 257 + b"ustar\0", zipped(a=zipped(b=EVIL)), TAR_GZ]
+    "content",
+    [b"7z\xbc\xaf\x27\x1c....", b"\0" * 257 + b"ustar\0", zipped(a=zipped(b=EVIL)), TAR_GZ],
+    ids=["7z", "tar", "zip in a zip", "tar.gz"],
 )
 def test_an_archive_that_is_not_opened_is_said_to_be_one(tmp_path, content):
     finding = found(tmp_path, content)
