@@ -146,7 +146,7 @@ def _subject(
         labels=placement.get("labels") or {},
         servers=frozenset(placement.get("servers") or ()),
         failed_on=failed_on.get(deployment.revision_id or 0, {}),
-        digest=digest_of(revision) if live else "",
+        digest=digest_of(revision) if live and not problem else "",
     )
 
 

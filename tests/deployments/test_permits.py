@@ -16,7 +16,8 @@ from deployments.specs import instance_spec
 from models_registry import catalog
 from models_registry.errors import InvalidTag, NothingToAllow
 from models_registry.models import ModelVersion
-from tests.factories import make_deployment, make_instance, make_model_version
+from tests.deployments.agents import Agents, state
+from tests.factories import make_deployment, make_instance, make_model_version, make_server
 from tests.fakes.torch_engine import TorchEngine
 from tests.models_registry.factories import make_version, write_gguf, write_safetensors
 
@@ -157,3 +158,16 @@ def test_lists_are_filtered_by_tag_of_version_or_model(admin_client) -> None:
 def test_odd_tags_are_refused(tags) -> None:
     with pytest.raises(InvalidTag):
         catalog.annotate(make_model_version(), tags=tags)
+
+
+def test_an_engine_that_a_release_has_no_more_stops_no_pass(world: Agents, monkeypatch, tmp_path) -> None:
+    """Nor do the flagged files of its version; what can be placed is placed."""
+    version = make_version(write_safetensors(pickled(tmp_path / "m")))
+    make_server(name="a", now=world.now)
+    lost = create(version)
+    monkeypatch.delitem(engines._ADAPTERS, "torch")
+    other = make_deployment(name="other")
+    world.run()
+    lost.refresh_from_db()
+    assert "There is no engine 'torch'" in services.status_of(lost).reason
+    assert state(other) == "ready"
