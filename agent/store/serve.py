@@ -17,7 +17,7 @@ from wire.pace import Limit
 from wire.pieces import HAVE_PATH, PEER_BLOB_PATH, PIECE_BYTES, Have, HaveReply, pack
 
 _AT_ONCE = 24
-_CHUNK_BYTES = 512 * 1024
+_CHUNK_BYTES = 1 << 20
 _MAX_ASKED = 20_000
 _BLOB = re.compile(re.escape(PEER_BLOB_PATH).replace(re.escape("{sha256}"), "([0-9a-f]{64})"))
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")

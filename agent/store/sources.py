@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from agent.errors import FetchFailed
 from agent.join import MASTER_NAME, pinned_context
+from agent.store.ranges import Endpoint, Ranges
 from wire.certs import relay_name
 from wire.join import NodeIdentity
 from wire.manifest import ManifestFile
@@ -34,16 +35,12 @@ from wire.pieces import (
 )
 
 MASTER = "the master"
-_MASTER_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=8, sock_read=30)
-_PEER_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=4, sock_read=10)
+_MASTER_CONNECT_S, _MASTER_READ_S = 8.0, 30.0
+_PEER_CONNECT_S, _PEER_READ_S = 4.0, 10.0
 _ASK_S = 10.0
 _HASHING_S = 600.0
 """The master may have to read the whole file before it can answer."""
-_BUFFER_BYTES = 1 << 20
 _MAX_REPLY_BYTES = 16 << 20
-_WAKE_BYTES = 128 << 10
-_NEAR_END_BYTES = 1 << 20
-"""More than what may lie between the kernel and us."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
@@ -66,8 +63,11 @@ class Source(Protocol):
     lanes: int
     """So many pieces are asked of it at once."""
 
-    def read(self, file: ManifestFile, start: int, end: int) -> AsyncGenerator[bytes]:
-        """Bytes [start, end). Raises FetchFailed."""
+    def read(self, file: ManifestFile, start: int, into: memoryview) -> AsyncGenerator[int]:
+        """Fill `into` with the bytes from `start` on; says, now and then, how many more are there.
+
+        Raises FetchFailed.
+        """
         ...
 
 
@@ -82,14 +82,17 @@ class Master:
         self._context = pinned_context(identity.ca_pem)
         self._bearer = bearer
         self._session = session
+        url = urlsplit(identity.master_url)
+        endpoint = Endpoint(url.hostname or "", url.port or 443, MASTER_NAME, self._context)
+        self._path = url.path
+        self.ranges = Ranges(lambda: endpoint, _MASTER_CONNECT_S, _MASTER_READ_S)
 
-    async def read(self, file: ManifestFile, start: int, end: int) -> AsyncGenerator[bytes]:
-        path = BLOB_PATH.format(sha256=file.sha256)
-        async with self._get(path, file.path, {"Range": f"bytes={start}-{end - 1}"}) as response:
-            _check_range(response, file, start, end, MASTER)
-            async with aclosing(_body(response, end - start)) as body:
-                async for data in body:
-                    yield data
+    async def read(self, file: ManifestFile, start: int, into: memoryview) -> AsyncGenerator[int]:
+        path = self._path + BLOB_PATH.format(sha256=file.sha256)
+        with _failing(file.path, MASTER):
+            async with aclosing(_range(self.ranges, path, self._headers(), file, start, into, MASTER)) as counts:
+                async for count in counts:
+                    yield count
 
     async def hashes(self, file: ManifestFile) -> Sequence[bytes]:
         """sha256 of each piece. A file of one piece needs no question."""
@@ -97,15 +100,15 @@ class Master:
         if count <= 1:
             return [bytes.fromhex(file.sha256)] * count
         path = PIECES_PATH.format(sha256=file.sha256)
-        async with self._get(path, file.path, {}, read_s=_HASHING_S) as response:
-            _check_status(response, file, MASTER)
+        async with self._get(path, file.path, _HASHING_S) as response:
+            _check_status(response.status, file, MASTER)
             text = await _whole(response)
         if len(text) != count * HASH_BYTES:
             raise FetchFailed(f"the master told {len(text) // HASH_BYTES} of {count} hashes of {file.path}")
         return [text[start : start + HASH_BYTES] for start in range(0, len(text), HASH_BYTES)]
 
     async def peers(self, digest: str) -> PeersReply:
-        async with self._get(PEERS_PATH.format(digest=digest), "the list of peers", {}, read_s=_ASK_S) as response:
+        async with self._get(PEERS_PATH.format(digest=digest), "the list of peers", _ASK_S) as response:
             if response.status != 200:
                 return PeersReply()
             try:
@@ -114,24 +117,21 @@ class Master:
                 raise FetchFailed(f"the master's list of peers is not understood: {error}") from error
 
     @asynccontextmanager
-    async def _get(
-        self, path: str, what: str, headers: dict[str, str], read_s: float | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _get(self, path: str, what: str, read_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
         """Raises FetchFailed, also for an answer that breaks off within the context."""
-        timeout = _MASTER_TIMEOUT if read_s is None else aiohttp.ClientTimeout(connect=8, sock_read=read_s)
-        try:
+        with _failing(what, MASTER):
             async with self._session().get(
                 self._url + path,
-                headers={"Authorization": f"Bearer {self._bearer()}", "Accept-Encoding": "identity", **headers},
+                headers=self._headers(),
                 ssl=self._context,
                 server_hostname=MASTER_NAME,
                 allow_redirects=False,
-                timeout=timeout,
+                timeout=aiohttp.ClientTimeout(connect=_MASTER_CONNECT_S, sock_read=read_s),
             ) as response:
                 yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            said = error or type(error).__name__
-            raise FetchFailed(f"{what} could not be fetched from the master: {said}") from error
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._bearer()}"}
 
 
 class PeerSource:
@@ -146,20 +146,18 @@ class PeerSource:
         self._context = context
         self._session = session
         self._address = 0
+        self.ranges = Ranges(self._endpoint, _PEER_CONNECT_S, _PEER_READ_S)
 
-    async def read(self, file: ManifestFile, start: int, end: int) -> AsyncGenerator[bytes]:
-        headers = {"Range": f"bytes={start}-{end - 1}"}
+    async def read(self, file: ManifestFile, start: int, into: memoryview) -> AsyncGenerator[int]:
         path = PEER_BLOB_PATH.format(sha256=file.sha256)
-        async with self._ask("GET", path, headers=headers) as response:
-            _check_range(response, file, start, end, self.name)
-            async with aclosing(_body(response, end - start)) as body:
-                async for data in body:
-                    yield data
+        with self._failing(file.path):
+            async with aclosing(_range(self.ranges, path, {}, file, start, into, self.name)) as counts:
+                async for count in counts:
+                    yield count
 
     async def look(self, sha256s: Sequence[str]) -> dict[str, Have]:
         """What it has of these. Raises FetchFailed."""
-        timeout = aiohttp.ClientTimeout(total=_ASK_S, connect=4)
-        async with self._ask("POST", HAVE_PATH, data=msgspec.json.encode(sha256s), timeout=timeout) as response:
+        async with self._ask("POST", HAVE_PATH, data=msgspec.json.encode(sha256s)) as response:
             if response.status != 200:
                 raise FetchFailed(f"{self.name} answered {response.status}")
             try:
@@ -170,24 +168,31 @@ class PeerSource:
 
     @asynccontextmanager
     async def _ask(self, method: str, path: str, **more: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        more.setdefault("timeout", _PEER_TIMEOUT)
-        try:
+        endpoint = self._endpoint()
+        with self._failing("what it has"):
             async with self._session().request(
                 method,
-                self._url() + path,
+                f"https://{endpoint.authority}{path}",
                 ssl=self._context,
-                server_hostname=relay_name(DOOR, self.peer.server_id),
+                server_hostname=endpoint.name,
                 allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=_ASK_S, connect=_PEER_CONNECT_S),
                 **more,
             ) as response:
                 yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._address += 1  # it may have another that we can reach
-            raise FetchFailed(f"{self.name}: {error or type(error).__name__}") from error
 
-    def _url(self) -> str:
+    def _endpoint(self) -> Endpoint:
         address = self.peer.addresses[self._address % len(self.peer.addresses)]
-        return f"https://{f'[{address}]' if ':' in address else address}:{self.peer.port}"
+        return Endpoint(address, self.peer.port, relay_name(DOOR, self.peer.server_id), self._context)
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        with _failing(what, self.name):
+            try:
+                yield
+            except (aiohttp.ClientError, OSError):
+                self._address += 1  # it may have another that we can reach
+                raise
 
 
 class Network:
@@ -213,15 +218,13 @@ class Network:
         return PeerSource(peer, self._context(), self._session)
 
     async def close(self) -> None:
+        self.master.ranges.close()
         if self._http is not None:
             await self._http.close()
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
-            connector = aiohttp.TCPConnector(limit=0)
-            self._http = aiohttp.ClientSession(
-                timeout=_MASTER_TIMEOUT, auto_decompress=False, connector=connector, read_bufsize=_BUFFER_BYTES
-            )
+            self._http = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         return self._http
 
     def _context(self) -> ssl.SSLContext:
@@ -239,34 +242,26 @@ def peer_context(identity: NodeIdentity, pem: Path) -> ssl.SSLContext:
     return context
 
 
-async def _body(response: aiohttp.ClientResponse, length: int) -> AsyncGenerator[bytes]:
-    """Bytes of an answer. Of a long one the kernel wakes us for a good deal at once, not for every packet.
-
-    So a slow connection costs hardly more than a fast one. Near the end any byte wakes us, or the last would be waited
-    for in vain.
-    """
-    few = length > 2 * _NEAR_END_BYTES
+@contextmanager
+def _failing(what: str, name: str) -> Iterator[None]:
+    """What may go wrong on the way, as FetchFailed."""
     try:
-        if few:
-            _wake_at(response, _WAKE_BYTES)
-        async for data in response.content.iter_chunked(_BUFFER_BYTES):
-            length -= len(data)
-            if few and length <= _NEAR_END_BYTES:
-                few = False
-                _wake_at(response, 1)
-            yield data
-    finally:
-        if few:
-            _wake_at(response, 1)
+        yield
+    except (aiohttp.ClientError, OSError) as error:
+        raise FetchFailed(f"{what} could not be fetched from {name}: {error or type(error).__name__}") from error
 
 
-def _wake_at(response: aiohttp.ClientResponse, count_bytes: int) -> None:
-    """Have the kernel tell of data when so much is there. A connection that was closed meanwhile is left alone."""
-    connection = response.connection
-    sock = connection.transport.get_extra_info("socket") if connection and connection.transport else None
-    if sock is not None:
-        with suppress(OSError, ValueError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count_bytes)
+async def _range(
+    ranges: Ranges, path: str, headers: Mapping[str, str], file: ManifestFile, start: int, into: memoryview, name: str
+) -> AsyncGenerator[int]:
+    end = start + len(into)
+    async with ranges.get(path, {**headers, "Range": f"bytes={start}-{end - 1}"}) as answer:
+        _check_range(answer.status, answer.headers.get("content-range", ""), file, start, end, name)
+        if answer.length != len(into):
+            raise FetchFailed(f"{name} sent {answer.length} of {len(into)} bytes of {file.path}")
+        async with aclosing(answer.body(into)) as counts:
+            async for count in counts:
+                yield count
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
@@ -278,21 +273,21 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return bytes(text)
 
 
-def _check_range(response: aiohttp.ClientResponse, file: ManifestFile, start: int, end: int, name: str) -> None:
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    if response.status == 206 and match is not None and (int(match[1]), int(match[2])) == (start, end - 1):
+def _check_range(status: int, content_range: str, file: ManifestFile, start: int, end: int, name: str) -> None:
+    match = _CONTENT_RANGE.match(content_range)
+    if status == 206 and match is not None and (int(match[1]), int(match[2])) == (start, end - 1):
         return
-    if response.status == 200 and (start, end) == (0, file.size_bytes):
+    if status == 200 and (start, end) == (0, file.size_bytes):
         return
-    if response.status in (200, 206):
+    if status in (200, 206):
         raise FetchFailed(f"{name} sent another range of {file.path} than it was asked for")
-    _check_status(response, file, name)
+    _check_status(status, file, name)
 
 
-def _check_status(response: aiohttp.ClientResponse, file: ManifestFile, name: str) -> None:
-    if response.status == 404:
+def _check_status(status: int, file: ManifestFile, name: str) -> None:
+    if status == 404:
         raise Missing(f"{name} does not have {file.path} ({file.sha256[:12]})")
-    if response.status in (429, 503):
+    if status in (429, 503):
         raise Busy(f"{name} is busy")
-    if response.status != 200:
-        raise FetchFailed(f"{name} answered {response.status} to the question for {file.path}")
+    if status != 200:
+        raise FetchFailed(f"{name} answered {status} to the question for {file.path}")

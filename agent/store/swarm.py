@@ -248,23 +248,17 @@ class Swarm:
     async def _take(self, known: _Known, blob: Blob, key: Key) -> bool:
         """Bring a piece here; whether it was the right one. Only right bytes are ever written."""
         start, end = piece_span(key.piece, blob.file.size_bytes)
-        piece, length = bytearray(end - start), 0
-        async with aclosing(known.source.read(blob.file, start, end)) as answer:
-            async for data in answer:
-                if length + len(data) > len(piece):
-                    raise FetchFailed(f"{known.source.name} sent more of {blob.file.path} than it was asked for")
+        piece = bytearray(end - start)
+        async with aclosing(known.source.read(blob.file, start, memoryview(piece))) as answer:
+            async for count in answer:
                 if key.piece in blob.part.done:  # another source was quicker
                     return True
-                piece[length : length + len(data)] = data
-                length += len(data)
-                await self._limit.take(len(data))
-        if length < len(piece):
-            raise FetchFailed(f"{known.source.name} sent {length} of {len(piece)} bytes of {blob.file.path}")
+                await self._limit.take(count)
         news = key.piece not in blob.part.done
         if not await blob.keep(key.piece, piece):
             return False
         if news:
-            self._told(known.source.name, length)
+            self._told(known.source.name, len(piece))
         self._moved_at = time.monotonic()
         return True
 
