@@ -18,7 +18,7 @@ from django.urls import URLPattern
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from models_registry import catalog_pages, import_pages, pins_page, services, tags, words
+from models_registry import catalog_pages, import_pages, pins_page, removal, services, tags, words
 from models_registry.hub import pages
 from models_registry.location_models import StorageLocation
 from models_registry.locations import pages as locations
@@ -179,7 +179,7 @@ class ModelVersionAdmin(PageAdmin):
         title = str(row)
         if request.method == "POST":
             with told(request):
-                services.delete_version(row, by=request.user.get_username())
+                removal.delete_version(row, by=request.user.get_username())
                 messages.success(request, f"{title} is deleted.")
                 return HttpResponseRedirect(self.url("changelist"))
             return HttpResponseRedirect(self.url("change", row.pk))

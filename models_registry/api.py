@@ -23,7 +23,7 @@ from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
 from rest_framework.views import APIView
 
-from models_registry import aliases_api, blobs, services
+from models_registry import aliases_api, blobs, removal, services
 from models_registry.acting import actor_of
 from models_registry.archive.views import tar_response
 from models_registry.catalog_api import CatalogActions
@@ -78,7 +78,7 @@ class ModelsViewSet(aliases_api.AliasMoves, viewsets.ModelViewSet):
     ordering_fields = ["name", "created_at"]
 
     def perform_destroy(self, instance: Model) -> None:
-        services.delete_model(instance)
+        removal.delete_model(instance)
 
 
 class VersionFilter(filters.FilterSet):
@@ -156,7 +156,7 @@ class ModelVersionsViewSet(
         return services.start_import(name, asked["path"], **how, **more)
 
     def perform_destroy(self, instance: ModelVersion) -> None:
-        services.delete_version(instance, by=actor_of(self.request))
+        removal.delete_version(instance, by=actor_of(self.request))
 
     @extend_schema(
         summary="Download a version as a tar that another master imports",

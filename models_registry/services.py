@@ -1,4 +1,4 @@
-"""Verbs of the model registry: take in files as an immutable version, and remove it when nothing uses it."""
+"""Verbs of the model registry: take in files as an immutable version, and check them. Removing: removal.py."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from typing import Any
 
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
-from django.db.models import ProtectedError, Q
-from django.utils import timezone
+from django.db.models import Q
 from kombu.exceptions import OperationalError as BrokerError
 
-from models_registry import aliases
 from models_registry.archive.reading import archive_at
-from models_registry.errors import LocationUnreachable, NotReady, RegistryError, VersionInUse
+from models_registry.errors import LocationUnreachable, RegistryError
 from models_registry.fetching import kinds
 from models_registry.fetching.work import Parked
 from models_registry.intake import named, staged_files
 from models_registry.location_models import StorageLocation
 from models_registry.locations import copies, find_blob, scrub
 from models_registry.locations import in_place as shared
-from models_registry.locations.clean import clean_all, clean_all_leftovers
+from models_registry.locations.clean import clean_all_leftovers
 from models_registry.locations.places import writable
 from models_registry.locations.room import choose
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
-from models_registry.pieces import clean_pieces, prepare_pieces
+from models_registry.pieces import prepare_pieces
 from models_registry.scan import scan
 from models_registry.sources import check_name, checked_source, own_paths
 from models_registry.store import Progress, Staged, Store
@@ -279,49 +277,6 @@ def _is_fetched_now(row: ModelVersion) -> bool:
         return False
 
 
-def delete_version(version: ModelVersion, *, by: str = "") -> None:
-    """Remove a version, and the files that no other version needs.
-
-    Raises VersionInUse while a deployment that was not deleted uses it or an alias names it, NotReady while it is
-    being imported.
-    """
-    label = str(version)
-    if version.state == VersionState.IMPORTING:
-        raise NotReady(f"{label} is being imported.", remedy="Wait until the import is done, then delete it.")
-    with transaction.atomic():
-        aliases.lock_model(version.model_id)
-        list(ModelVersion.objects.select_for_update().filter(pk=version.pk))  # a revision of it waits for us now
-        if users := _live_users(version):
-            raise VersionInUse(f"{label} is used by {', '.join(users)}.")
-        aliases.leave_version(version, by=by, now=timezone.now())
-        model = version.model
-        try:
-            version.delete()
-        except ProtectedError as error:
-            raise VersionInUse(
-                f"{label} is still named by revisions of deployments that are going away.",
-                remedy="Try again when their last instances have ended.",
-            ) from error
-        if not (model.description or model.notes or model.tags or model.versions.exists()):
-            model.delete()
-        transaction.on_commit(clean_store)
-    log.info("model.deleted", model=label)
-
-
-def clean_store() -> int:
-    """Remove files that no version needs, and what interrupted imports left, everywhere. Bytes freed."""
-    manifests = ModelVersion.objects.exclude(digest="").values_list("manifest", flat=True)
-    clean_pieces({file["sha256"] for manifest in manifests for file in manifest.get("files", ())})
-    return clean_all()
-
-
-def delete_model(model: Model) -> None:
-    """Remove a model without versions. Raises VersionInUse when it has some."""
-    if count := model.versions.count():
-        raise VersionInUse(f"{model.name} has {count} versions.", remedy="Delete its versions first.")
-    model.delete()
-
-
 def manifest_of(version: ModelVersion) -> Manifest:
     """Files of a READY version, as they travel to agents. Raises NotReady."""
     return copies.manifest_of(version)
@@ -443,9 +398,3 @@ def _row_progress(version_id: int) -> Progress:
             ModelVersion.objects.filter(pk=version_id, state=VersionState.IMPORTING).update(progress=round(share, 4))
 
     return note
-
-
-def _live_users(version: ModelVersion) -> list[str]:
-    """Names of deployments, not deleted, with a revision of this version."""
-    live = version.revisions.filter(deployment__deleted_at__isnull=True)
-    return sorted(set(live.values_list("deployment__name", flat=True)))

@@ -6,7 +6,7 @@ from celery import shared_task
 from celery.schedules import crontab
 from django.utils import timezone
 
-from models_registry import aliases, services
+from models_registry import aliases, removal, services
 from models_registry.locations.tasks import BEAT as LOCATIONS_BEAT
 
 
@@ -29,7 +29,7 @@ def expire_imports() -> None:
 
 @shared_task(name="models_registry.clean_store", ignore_result=True)
 def clean_store() -> None:
-    services.clean_store()
+    removal.clean_store()
 
 
 @shared_task(name="models_registry.settle_aliases", ignore_result=True)

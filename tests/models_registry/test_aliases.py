@@ -7,7 +7,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from models_registry import aliases, services
+from models_registry import aliases, removal, services
 from models_registry.errors import AliasInUse, InvalidAlias, NotReady, UnknownVersion, VersionInUse, VersionTaken
 from models_registry.models import AliasMove, ModelAlias, ModelVersion, VersionState
 from tests.factories import make_deployment, make_model_version
@@ -82,18 +82,18 @@ def test_a_version_gets_no_alias_s_name(two, tmp_path):
 def test_a_version_that_an_alias_names_is_not_deleted(two):
     alias = aliases.set_alias(two[0], "prod", by="", now=NOW)
     with pytest.raises(VersionInUse, match="tiny@prod"):
-        services.delete_version(two[0])
+        removal.delete_version(two[0])
     aliases.delete_alias(alias, by="", now=NOW)
-    services.delete_version(two[0])
+    removal.delete_version(two[0])
     assert not ModelVersion.objects.filter(pk=two[0].pk).exists()
 
 
 def test_latest_steps_back_when_the_newest_version_goes_and_goes_with_the_last(two):
     first, second = two
-    services.delete_version(second, by="ann")
+    removal.delete_version(second, by="ann")
     assert ModelAlias.objects.get().version == first
     assert moves("latest")[-1] == ("ann", "2", "1")
-    services.delete_version(first)
+    removal.delete_version(first)
     assert not ModelAlias.objects.exists()
 
 

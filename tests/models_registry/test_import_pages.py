@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
 
-from models_registry import services
+from models_registry import removal, services
 from models_registry.archive.services import export_version
 from models_registry.fetching.policy import policy
 from models_registry.models import ImportJob, ModelVersion
@@ -85,7 +85,7 @@ def test_an_archive_goes_out_and_comes_back(page: Client, scope: FakeModelScope,
     row = make_version(write_gguf(tmp_path), name="org/tiny", version="v3")
     assert f"/api/v1/model-versions/{row.pk}/export/" in page.get(url("change", row.pk)).content.decode()
     packed = export_version(row, tmp_path / "x.tar")
-    services.delete_version(row)
+    removal.delete_version(row)
     upload = SimpleUploadedFile("x.tar", packed.read_bytes())
     assert page.post(f"{url('add')}?source=archive", {"upload": upload}).status_code == 302
     assert str(ModelVersion.objects.get()) == "org/tiny:v3"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from models_registry import services, tasks
+from models_registry import removal, services, tasks
 from models_registry.errors import BadSource, DamagedModel, InvalidName, NoSpace, NotReady, VersionInUse, VersionTaken
 from models_registry.models import Model, ModelVersion, VersionState
 from tests.models_registry.factories import (
@@ -208,7 +208,7 @@ def test_a_disk_that_becomes_full_is_named(tmp_path, model_store):
 def test_blobs_of_a_version_whose_manifest_was_lost_stay(tmp_path, model_store):
     version = make_version(write_gguf(tmp_path))
     (model_store / "manifests" / f"{version.digest}.json").unlink()
-    services.clean_store()
+    removal.clean_store()
     assert services.verify_version(version) == []
 
 
@@ -264,7 +264,7 @@ def test_a_version_under_way_keeps_its_name(tmp_path):
     with pytest.raises(NotReady):
         services.manifest_of(ModelVersion.objects.get())
     with pytest.raises(NotReady):
-        services.delete_version(ModelVersion.objects.get())
+        removal.delete_version(ModelVersion.objects.get())
 
 
 def test_an_import_nobody_finishes_is_called_failed(tmp_path):
@@ -280,11 +280,11 @@ def test_deleting_a_version_removes_the_files_nobody_needs(tmp_path, model_store
     (shared / "more.txt").write_text("only here")
     gone = make_version(shared)
     with django_capture_on_commit_callbacks(execute=True):
-        services.delete_version(gone)
+        removal.delete_version(gone)
     assert services.verify_version(kept) == []
     assert not (model_store / "versions" / gone.digest).exists()
     with django_capture_on_commit_callbacks(execute=True):
-        services.delete_version(kept)
+        removal.delete_version(kept)
     assert files_below(model_store) == set()
     assert not Model.objects.exists()
 
@@ -293,7 +293,7 @@ def test_a_version_a_live_deployment_uses_stays(tmp_path):
     version = make_version(write_gguf(tmp_path))
     live_deployment(version, "chat")
     with pytest.raises(VersionInUse, match=r"tiny:1 is used by chat\.") as caught:
-        services.delete_version(version)
+        removal.delete_version(version)
     assert caught.value.status == 409
     assert services.verify_version(version) == []
 
@@ -302,10 +302,10 @@ def test_a_version_of_a_deployment_going_away_stays_until_it_is_gone(tmp_path, d
     version = make_version(write_gguf(tmp_path))
     revision = live_deployment(version, deleted=True)
     with pytest.raises(VersionInUse, match="going away"):
-        services.delete_version(version)
+        removal.delete_version(version)
     revision.deployment.delete()
     with django_capture_on_commit_callbacks(execute=True):
-        services.delete_version(version)
+        removal.delete_version(version)
     assert not ModelVersion.objects.exists()
 
 

@@ -16,7 +16,7 @@ from django.utils import timezone
 from fleet.models import Gateway, Server, ServerState
 from fleet.peers import PeerIndex
 from fleet.services import record_hello, revoke_server, set_desired
-from models_registry import pins, services
+from models_registry import pins, removal, services
 from models_registry.errors import NotReady, RegistryError
 from models_registry.models import ModelVersion, Pin, VersionState
 from models_registry.pieces import DamagedBlob, piece_hashes
@@ -70,7 +70,7 @@ def test_a_damaged_blob_is_handed_to_nobody(version, client: Client):
 
 
 def test_hashes_go_with_their_blob(version):
-    services.delete_version(version)
+    removal.delete_version(version)
     assert not (Path(settings.PIECES_DIR) / SHA256).exists()
 
 

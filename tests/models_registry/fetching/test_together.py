@@ -12,7 +12,7 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from models_registry import services
+from models_registry import removal, services
 from models_registry.download import transfer
 from models_registry.errors import BadSource, NotReady
 from models_registry.fetching import services as fetching
@@ -70,7 +70,7 @@ def test_a_task_whose_import_is_paused_or_gone_does_no_harm(hub: FakeHub) -> Non
     assert states() == {"a": "importing", "b": "ready"}
     fetching.cancel_import(paused)
     assert services.work_on(paused.pk, timezone.now()) == VersionState.FAILED
-    services.delete_version(ModelVersion.objects.get(pk=other.pk))
+    removal.delete_version(ModelVersion.objects.get(pk=other.pk))
     assert services.work_on(other.pk, timezone.now()) is None
 
 
