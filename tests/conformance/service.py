@@ -107,9 +107,12 @@ def client_python() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run side by side
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            uv = str(Path(sys.executable).parent / "uv")
-            _quietly(uv, "venv", "--python", sys.executable, str(folder))
-            _quietly(uv, "pip", "install", "--python", str(folder / "bin/python"), "--require-hashes", "-r", str(LOCK))
+            _quietly(sys.executable, "-m", "venv", str(folder))
+            python, wanted = str(folder / "bin/python"), ("--require-hashes", "-r", str(LOCK))
+            if uv := shutil.which("uv"):
+                _quietly(uv, "pip", "install", "--python", python, *wanted)
+            else:
+                _quietly(python, "-m", "pip", "install", "--disable-pip-version-check", *wanted)
             (folder / "ready").touch()
     return str(folder / "bin/python")
 
