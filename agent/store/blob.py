@@ -32,7 +32,7 @@ class Blob:
     def file(self) -> ManifestFile:
         return self.part.file
 
-    async def keep(self, index: int, piece: bytearray) -> bool:
+    async def keep(self, index: int, piece: memoryview) -> bool:
         """Take a piece in if its hash is right; whether it is. Raises DiskFull."""
         if not await asyncio.to_thread(self._written, index, piece):
             return False
@@ -55,7 +55,7 @@ class Blob:
                 f"{self.file.path}: the bytes received do not fit sha256 {self.file.sha256[:12]}: thrown away"
             )
 
-    def _written(self, index: int, piece: bytearray) -> bool:
+    def _written(self, index: int, piece: memoryview) -> bool:
         if hashlib.sha256(piece).digest() != self.hashes[index]:
             return False
         self.part.write(piece_span(index, self.file.size_bytes)[0], piece)

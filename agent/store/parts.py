@@ -51,7 +51,7 @@ class Part:
         missing = self.count * PIECE_BYTES - self.file.size_bytes if last in self.done else 0
         return len(self.done) * PIECE_BYTES - missing
 
-    def write(self, offset: int, data: bytes | bytearray) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Raises DiskFull."""
         view = memoryview(data)
         try:

@@ -11,7 +11,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -90,17 +90,15 @@ class Connection(asyncio.BufferedProtocol):
             and not self._head
         )
 
-    async def ask(self, host: str, path: str, headers: Mapping[str, str]) -> None:
-        """Send a GET; returns when the head of its answer is here."""
-        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Accept-Encoding: identity"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+    async def ask(self, request: bytes) -> None:
+        """Send a whole request; returns when the head of its answer is here."""
         self._head.clear()
         self._has_head, self._stays, self.headers = False, False, {}
         self.untouched = True
         self._heard_at = self._loop.time()
         self._raise_when_lost()
         self._transport.resume_reading()
-        self._transport.write("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
+        self._transport.write(request)
         while not self._has_head:
             await self._wait()
         self.length = self._body_length()
@@ -265,7 +263,27 @@ class Ranges:
     @asynccontextmanager
     async def get(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[Connection]:
         """An answer whose head is here. Raises OSError, also for what breaks off within the context."""
-        connection = await self._asked(path, headers)
+        async with self._ask("GET", path, headers, b"") as answer:
+            yield answer
+
+    async def post(self, path: str, body: bytes, max_bytes: int) -> tuple[int, bytes]:
+        """(status, body) of an answer. Raises OSError."""
+        async with self._ask("POST", path, {"Content-Length": str(len(body))}, body) as answer:
+            if answer.length > max_bytes:
+                raise BadAnswer("an answer that is far too long")
+            text = bytearray(answer.length)
+            async with aclosing(answer.body(memoryview(text))) as counts:
+                async for _ in counts:
+                    pass
+            return answer.status, bytes(text)
+
+    def close(self) -> None:
+        while self._free:
+            self._free.pop().close()
+
+    @asynccontextmanager
+    async def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Connection]:
+        connection = await self._asked(method, path, headers, body)
         try:
             yield connection
         finally:
@@ -275,17 +293,15 @@ class Ranges:
             else:
                 connection.close()
 
-    def close(self) -> None:
-        while self._free:
-            self._free.pop().close()
-
-    async def _asked(self, path: str, headers: Mapping[str, str]) -> Connection:
+    async def _asked(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Connection:
         while True:
             kept = self._kept()
             endpoint = self._endpoint()
+            lines = [f"{method} {path} HTTP/1.1", f"Host: {endpoint.authority}", "Accept-Encoding: identity"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
             connection = kept or await self._connect(endpoint)
             try:
-                await connection.ask(endpoint.authority, path, headers)
+                await connection.ask("\r\n".join([*lines, "\r\n"]).encode("latin-1") + body)
                 return connection
             except BaseException as error:
                 connection.close()

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -139,12 +139,11 @@ class PeerSource:
 
     lanes = 2
 
-    def __init__(self, peer: Peer, context: ssl.SSLContext, session: Callable[[], aiohttp.ClientSession]) -> None:
+    def __init__(self, peer: Peer, context: ssl.SSLContext) -> None:
         self.name = peer.server_id
         self.peer = peer
         self.haves: dict[str, Have] = {}
         self._context = context
-        self._session = session
         self._address = 0
         self.ranges = Ranges(self._endpoint, _PEER_CONNECT_S, _PEER_READ_S)
 
@@ -157,29 +156,15 @@ class PeerSource:
 
     async def look(self, sha256s: Sequence[str]) -> dict[str, Have]:
         """What it has of these. Raises FetchFailed."""
-        async with self._ask("POST", HAVE_PATH, data=msgspec.json.encode(sha256s)) as response:
-            if response.status != 200:
-                raise FetchFailed(f"{self.name} answered {response.status}")
-            try:
-                self.haves = msgspec.json.decode(await _whole(response), type=HaveReply).blobs
-            except msgspec.DecodeError as error:
-                raise FetchFailed(f"{self.name} is not understood: {error}") from error
-        return self.haves
-
-    @asynccontextmanager
-    async def _ask(self, method: str, path: str, **more: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        endpoint = self._endpoint()
         with self._failing("what it has"):
-            async with self._session().request(
-                method,
-                f"https://{endpoint.authority}{path}",
-                ssl=self._context,
-                server_hostname=endpoint.name,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=_ASK_S, connect=_PEER_CONNECT_S),
-                **more,
-            ) as response:
-                yield response
+            status, text = await self.ranges.post(HAVE_PATH, msgspec.json.encode(sha256s), _MAX_REPLY_BYTES)
+        if status != 200:
+            raise FetchFailed(f"{self.name} answered {status}")
+        try:
+            self.haves = msgspec.json.decode(text, type=HaveReply).blobs
+        except msgspec.DecodeError as error:
+            raise FetchFailed(f"{self.name} is not understood: {error}") from error
+        return self.haves
 
     def _endpoint(self) -> Endpoint:
         address = self.peer.addresses[self._address % len(self.peer.addresses)]
@@ -215,7 +200,7 @@ class Network:
         return [self.source(one) for one in peers], reply.neighbours
 
     def source(self, peer: Peer) -> PeerSource:
-        return PeerSource(peer, self._context(), self._session)
+        return PeerSource(peer, self._context())
 
     async def close(self) -> None:
         self.master.ranges.close()

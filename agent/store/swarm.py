@@ -27,7 +27,7 @@ from wire.pace import Limit
 from wire.pieces import PIECE_BYTES, Have, piece_span, unpack
 
 LOOK_EVERY_S = 0.4
-"""How often peers are asked what they have; those that have plenty, less often."""
+"""How often peers are asked what they have; the more of it is of use here, the less often."""
 FIND_EVERY_S = 3.0
 """How often the master is asked who else there is."""
 _WINDOW = 1024
@@ -113,6 +113,8 @@ class Swarm:
         self._asked_at: dict[Key, float] = {}
         self._copies: dict[str, Counter[int]] = {sha256: Counter() for sha256 in self._blobs}
         self._wrong: Counter[Key] = Counter()
+        self._buffers: list[bytearray] = []
+        """Used again: fresh memory costs more than what is done with it."""
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._moved_at = time.monotonic()
         self._last_error: FetchFailed | None = None
@@ -248,19 +250,21 @@ class Swarm:
     async def _take(self, known: _Known, blob: Blob, key: Key) -> bool:
         """Bring a piece here; whether it was the right one. Only right bytes are ever written."""
         start, end = piece_span(key.piece, blob.file.size_bytes)
-        piece = bytearray(end - start)
-        async with aclosing(known.source.read(blob.file, start, memoryview(piece))) as answer:
+        buffer = self._buffers.pop() if self._buffers else bytearray(PIECE_BYTES)
+        piece = memoryview(buffer)[: end - start]
+        async with aclosing(known.source.read(blob.file, start, piece)) as answer:
             async for count in answer:
                 if key.piece in blob.part.done:  # another source was quicker
                     return True
                 await self._limit.take(count)
         news = key.piece not in blob.part.done
-        if not await blob.keep(key.piece, piece):
-            return False
-        if news:
+        right = await blob.keep(key.piece, piece)
+        self._buffers.append(buffer)  # not one that a thread may still be reading: then we do not come here
+        if right and news:
             self._told(known.source.name, len(piece))
-        self._moved_at = time.monotonic()
-        return True
+        if right:
+            self._moved_at = time.monotonic()
+        return right
 
     def _failed(self, known: _Known, key: Key, error: FetchFailed) -> None:
         self._last_error = error
@@ -324,8 +328,8 @@ class Swarm:
                 log.info("fetch.peer_silent", peer=source.name, error=error.message, rest_s=known.rest(2 * _REST_S))
             known.met.set()
             known.news.set()
-            plenty = sum(1 for key in islice(self._available(known), _PLENTY) if key not in self._asked) == _PLENTY
-            await asyncio.sleep(LOOK_EVERY_S * (4 if plenty else 1))
+            useful = sum(1 for key in islice(self._available(known), _PLENTY) if key not in self._asked)
+            await asyncio.sleep(LOOK_EVERY_S * (1 + 3 * useful / _PLENTY))
 
     def _understood(self, haves: dict[str, Have]) -> tuple[dict[str, set[int] | None], dict[str, set[int]]]:
         """(pieces that are there, pieces on their way) of a peer's answer. Raises BadMessage."""

@@ -104,6 +104,20 @@ async def test_one_connection_serves_one_range_after_the_other(tls: tuple[ssl.SS
     assert "\r\nRange: bytes=0-1\r\n" in heads[0]
 
 
+async def test_a_question_is_asked_on_the_same_connection(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    async with served(tls, sends(whole(b"one")), sends(whole(b"{}" * 9))) as (holder, ranges):
+        assert await read(ranges) == b"one"
+        assert await ranges.post("/have", b"", 18) == (206, b"{}" * 9)
+    assert [len(heads) for heads in holder.requests] == [2]
+    assert "\r\nContent-Length: 0\r\n" in holder.requests[0][1]
+
+
+async def test_an_answer_to_a_question_has_a_longest_size(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    async with served(tls, sends(whole(b"{}" * 9))) as (_, ranges):
+        with pytest.raises(BadAnswer, match="far too long"):
+            await ranges.post("/have", b"", 17)
+
+
 async def test_a_connection_that_was_closed_meanwhile_is_replaced(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     async with served(tls, sends(whole(b"one"), then_close=True), sends(whole(b"two"))) as (holder, ranges):
         assert await read(ranges) == b"one"

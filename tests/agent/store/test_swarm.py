@@ -233,8 +233,8 @@ async def test_a_peer_that_is_asked_for_anything_else_says_no(master: TestMaster
         ("GET", "/blobs/../identity.json"),
         ("PUT", "/have"),
     ):
-        async with source._ask(method, path, headers={"Range": "bytes=0-1"}) as response:
-            assert response.status == 404, (method, path)
+        async with source.ranges._ask(method, path, {"Range": "bytes=0-1"}, b"") as answer:
+            assert answer.status == 404, (method, path)
     assert await source.look(["0" * 64, "nonsense", "../x"]) == {}
     assert DOOR == "blobs"
 

@@ -72,6 +72,9 @@ def network(places: list[Place], megabytes_s: int) -> Iterator[None]:
         for name in names:
             run("ip", "netns", "add", name)
         run("ip", "-n", "sbsw", "link", "add", "br0", "type", "bridge")
+        for table in ("iptables", "ip6tables", "arptables"):  # a switch has no firewall; with Docker here it would
+            setting = f"/proc/sys/net/bridge/bridge-nf-call-{table}"
+            run("ip", "netns", "exec", "sbsw", "sh", "-c", f"[ ! -e {setting} ] || echo 0 > {setting}")
         run("ip", "-n", "sbsw", "link", "set", "br0", "up")
         run("ip", "link", "add", "sbmaster", "type", "veth", "peer", "name", "sbp0", "netns", "sbsw")
         run("ip", "address", "add", f"{NETWORK}.1/24", "dev", "sbmaster")
