@@ -6,6 +6,7 @@ cut; what came later is fetched again. A lock on the part makes sure that one pr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -80,6 +81,8 @@ class Partial:
             if os.fstat(fd).st_nlink == 0:  # finished, or dropped, by another at this very moment
                 raise Busy
             self.spans = self._noted_spans(os.fstat(fd).st_size)
+            if not self.spans.total:
+                self._forget_journal()
             if os.fstat(fd).st_size > self.size:
                 os.ftruncate(fd, self.size)
             if self.size:
@@ -182,6 +185,12 @@ class Partial:
         for path in (self._journal, self._part, self._ok, self.path):
             path.unlink(missing_ok=True)
         self.close()
+
+    def _forget_journal(self) -> None:
+        """One that is there is of an earlier part: of this one, once it has its full size, it would be believed."""
+        with contextlib.suppress(FileNotFoundError):
+            self._journal.unlink()
+            sync_folder(self.path.parent)
 
     def _noted_spans(self, on_disk: int) -> Spans:
         try:
