@@ -125,6 +125,7 @@ class _Watch:
             raise
         if isinstance(work.error, ImportCancelled):
             is_wanted(self._row)
+            raise Parked  # it was told to go on before its connections had ended: the next try does
         if work.error is not None:
             raise work.error
         self._look(work.told)

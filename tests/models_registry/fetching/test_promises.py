@@ -1,0 +1,69 @@
+"""What a fetch promises of disks and of what is there already, whatever people do meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_django import Settings
+
+from models_registry import services
+from models_registry.download.remote import Remote
+from models_registry.download.transfer import Wanted
+from models_registry.fetching import services as fetching
+from models_registry.fetching import work as fetch_work
+from models_registry.locations import find
+from models_registry.models import ImportJob, ModelVersion, VersionState
+from models_registry.urls.services import start_url_import
+from tests.fakes.hub import FakeHub, HubFile, serving_hub
+from tests.models_registry.factories import NOW, gguf_bytes
+from tests.models_registry.workers import Worker, fetched
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.django_db(transaction=True)
+WEIGHTS = HubFile(gguf_bytes() + os.urandom(3_000_000), lfs=True)
+CONFIG = HubFile(b'{"model_type": "llama"}')
+
+
+@pytest.fixture
+def server(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(services, "_enqueue", lambda row: None)
+    settings.FETCH_FROM_LOOPBACK = True
+    find.forget_places()
+    made = FakeHub()
+    made.repo("org/tiny", {"tiny.gguf": WEIGHTS, "config.json": CONFIG})
+    with serving_hub(made):
+        yield made
+
+
+def start(server: FakeHub, name: str = "tiny", paths: tuple[str, ...] = ("tiny.gguf",), **options) -> ModelVersion:
+    urls = [f"{server.url}/org/tiny/resolve/main/{path}" for path in paths]
+    return start_url_import(name, urls, **{"now": NOW, **options})
+
+
+def reserved() -> int:
+    downloads = services.store().downloads
+    return sum(path.stat().st_blocks * 512 for path in downloads.glob("*")) if downloads.exists() else 0
+
+
+def begun(server: FakeHub) -> ModelVersion:
+    """An import that was paused when some of it had come."""
+    row = start(server, limit_bytes_per_second=300_000)
+    worker = Worker(row)
+    worker.start()
+    wait_for(lambda: fetched(row) > 100_000, what="progress")
+    fetching.pause_import(row)
+    worker.join(30)
+    assert worker.state == VersionState.IMPORTING
+    return row
+
+
+def test_who_pauses_and_at_once_goes_on_has_not_cancelled(server: FakeHub) -> None:
+    row = start(server)
+    watch = fetch_work._Watch(row, ImportJob.objects.get(pk=row.pk), have=0)
+    watch._control.cancelled = True  # it saw the pause, which is over before its connections have ended
+    wanted = Wanted(services.store().downloads / "tiny", WEIGHTS.size, Remote(f"{server.url}/org/tiny"))
+    with pytest.raises(fetch_work.Parked):
+        watch.fetch([wanted], loopback=True)
