@@ -220,7 +220,8 @@ def fail_import(row: ModelVersion, error: Exception) -> VersionState:
     text = f"{error.message} {error.remedy}" if isinstance(error, RegistryError) else f"The import broke off: {error}."
     importing = ModelVersion.objects.filter(pk=row.pk, state=VersionState.IMPORTING)
     importing.update(state=VersionState.FAILED, error=text.replace("\0", ""))
-    for job in ImportJob.objects.filter(pk=row.pk):
+    for job in ImportJob.objects.select_related("version", "location").filter(pk=row.pk):
+        kinds.give_back(job)
         _forget(job)
     log.warning("model.import_failed", model=str(row), error=text)
     return VersionState.FAILED

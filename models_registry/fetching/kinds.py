@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 
+from models_registry.download import partial
 from models_registry.errors import BadSource
 from models_registry.fetching import work
 from models_registry.hub import imports as hub
@@ -15,6 +17,8 @@ from models_registry.models import ImportJob, ModelVersion
 from models_registry.modelscope import imports as modelscope
 from models_registry.s3 import imports as s3
 from models_registry.urls import imports as urls
+from models_registry.versions import store_of
+from wire.errors import Problem
 from wire.manifest import ManifestFile
 
 
@@ -31,6 +35,28 @@ _KINDS = {
     s3.KIND: _Kind(s3.items, given=True),
     modelscope.KIND: _Kind(modelscope.items, given=False),
 }
+
+
+def give_back(job: ImportJob) -> None:
+    """Free the room that is reserved for what an import has not fetched, and will not: it has ended.
+
+    What came of it stays for the next one.
+    """
+    with suppress(Problem, OSError):  # its disk is away, or its secret cannot be read any more
+        store = store_of(job)
+        for item in _known_items(job):
+            partial.give_back(store.downloads / item.place)
+
+
+def _known_items(job: ImportJob) -> list[work.Item]:
+    """Of those whose sources were not asked yet nothing is reserved."""
+    if job.hub is not None:
+        return hub.items(job)
+    told = job.remote or {}
+    kind = _KINDS.get(str(told.get("kind", "")))
+    if kind is None or (told["kind"] == urls.KIND and not told.get("pins")):
+        return []
+    return kind.items(job.version, job)
 
 
 def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:

@@ -19,7 +19,7 @@ from models_registry.models import ImportJob, ModelVersion, VersionState
 from models_registry.urls.services import start_url_import
 from tests.fakes.hub import FakeHub, HubFile, serving_hub
 from tests.models_registry.factories import NOW, gguf_bytes
-from tests.models_registry.workers import Worker, fetched
+from tests.models_registry.workers import Worker, fetched, work
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -58,6 +58,27 @@ def begun(server: FakeHub) -> ModelVersion:
     worker.join(30)
     assert worker.state == VersionState.IMPORTING
     return row
+
+
+def test_a_paused_import_keeps_its_room_and_a_cancelled_one_only_what_came(server: FakeHub) -> None:
+    row = begun(server)
+    there = fetched(row)
+    assert reserved() >= WEIGHTS.size
+    fetching.cancel_import(row)
+    assert reserved() < there + 500_000
+    again = start(server)
+    asked = len(server.asked)
+    assert work(again) == VersionState.READY, again.error
+    assert all(one.range for one in server.asked[asked:] if one.host == "cdn")  # never again from the start
+    assert services.verify_version(again) == []
+
+
+def test_an_import_that_failed_gives_its_room_back(server: FakeHub) -> None:
+    urls = [f"{server.url}/org/tiny/resolve/main/tiny.gguf"]
+    urls += [f"{server.url}/org/tiny/resolve/main/config.json sha256={'ab' * 32}"]
+    row = start_url_import("tiny", urls, limit_bytes_per_second=300_000, now=NOW)
+    assert work(row) == VersionState.FAILED
+    assert reserved() < 500_000
 
 
 def test_who_pauses_and_at_once_goes_on_has_not_cancelled(server: FakeHub) -> None:
