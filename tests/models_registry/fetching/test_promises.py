@@ -12,13 +12,16 @@ from pytest_django import Settings
 from models_registry import services
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Wanted
+from models_registry.errors import LocationReadOnly
 from models_registry.fetching import services as fetching
 from models_registry.fetching import work as fetch_work
+from models_registry.location_models import StorageLocation
 from models_registry.locations import find
+from models_registry.locations import services as locations
 from models_registry.models import ImportJob, ModelVersion, VersionState
 from models_registry.urls.services import start_url_import
 from tests.fakes.hub import FakeHub, HubFile, serving_hub
-from tests.models_registry.factories import NOW, gguf_bytes
+from tests.models_registry.factories import NOW, files_below, gguf_bytes
 from tests.models_registry.workers import Worker, fetched, work
 from tests.waiting import wait_for
 
@@ -79,6 +82,28 @@ def test_an_import_that_failed_gives_its_room_back(server: FakeHub) -> None:
     row = start_url_import("tiny", urls, limit_bytes_per_second=300_000, now=NOW)
     assert work(row) == VersionState.FAILED
     assert reserved() < 500_000
+
+
+def test_nothing_is_fetched_into_a_read_only_location(server: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    big = locations.add_location("big", str(tmp_path / "big"), now=NOW)
+    row = start(server, location=big)
+    locations.change_location(StorageLocation.objects.get(pk=big.pk), read_only=True)
+    before = files_below(tmp_path / "big")
+    with pytest.raises(LocationReadOnly):
+        start(server, "other", location=StorageLocation.objects.get(pk=big.pk))
+    assert work(row) == VersionState.FAILED
+    assert "read-only" in row.error
+    assert files_below(tmp_path / "big") == before
+
+
+def test_more_than_a_quota_is_refused_before_the_first_byte(server: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    small = locations.add_location("small", str(tmp_path / "small"), quota_bytes=WEIGHTS.size - 1, now=NOW)
+    row = start(server, location=small)
+    assert work(row) == VersionState.FAILED
+    assert "do not go into small" in row.error
+    assert not [one for one in server.asked if one.host == "cdn" and one.range != "bytes=0-0"]
 
 
 def test_who_pauses_and_at_once_goes_on_has_not_cancelled(server: FakeHub) -> None:
