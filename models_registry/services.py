@@ -328,7 +328,7 @@ def _take_in(row: ModelVersion, job: ImportJob) -> None:
         return
     place = writable(job.location or builtin())
     if job.is_fetched:
-        with place.stage_files(kinds.fetch(row, job)) as staged:
+        with kinds.staged(row, job, place) as staged:
             _publish(row, staged)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))

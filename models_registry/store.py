@@ -49,6 +49,10 @@ _DOWNLOAD_LIFETIME_S = 7 * 24 * 3600.0
 _LOCK_NAME = ".lock"
 
 
+class FileGone(Exception):
+    """A file was in the store, and went with the last version that had it."""
+
+
 @dataclass(frozen=True)
 class Staged:
     """Files copied and hashed, not yet in the store."""
@@ -142,7 +146,10 @@ class Store:
 
     @contextmanager
     def stage_files(self, files: Sequence[tuple[ManifestFile, Path]]) -> Iterator[Staged]:
-        """Files that are hashed already, each from where it lies on the store's file system (a hard link)."""
+        """Files that are hashed already, each from where it lies on the store's file system (a hard link).
+
+        Raises FileGone.
+        """
         self.clean_leftovers()
         with self._staging_folder() as folder:
             for file, source in files:
@@ -151,9 +158,15 @@ class Store:
                 try:
                     os.link(source, target)
                 except FileNotFoundError:  # another import has put it into the store, and its other name is gone
-                    os.link(self.blob_path(file.sha256), target)
+                    self._link_blob(file, target)
             manifest = check_manifest(Manifest(files=tuple(sorted(file for file, _ in files))))
             yield Staged(folder / "files", manifest, self)
+
+    def _link_blob(self, file: ManifestFile, target: Path) -> None:
+        try:
+            os.link(self.blob_path(file.sha256), target)
+        except FileNotFoundError as error:
+            raise FileGone(file.path) from error
 
     def publish(self, staged: Staged) -> None:
         """Put a staged version in its place. Call it with the lock held; a version that is there already stays."""
@@ -288,8 +301,6 @@ class Store:
                 digest.update(chunk)
                 size_bytes += len(chunk)
                 done_bytes += len(chunk)
-                if size_bytes > file.size_bytes:
-                    break  # it grows: there may be no end to it
                 progress(min(1.0, done_bytes / total_bytes))
                 if size_bytes > file.size_bytes:
                     break  # it grows: it could go on for ever

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from models_registry.hub import imports as hub
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.modelscope import imports as modelscope
 from models_registry.s3 import imports as s3
+from models_registry.store import FileGone, Staged, Store
 from models_registry.urls import imports as urls
 from models_registry.versions import store_of
 from wire.errors import Problem
@@ -57,6 +58,20 @@ def _known_items(job: ImportJob) -> list[work.Item]:
     if kind is None or (told["kind"] == urls.KIND and not told.get("pins")):
         return []
     return kind.items(job.version, job)
+
+
+@contextmanager
+def staged(row: ModelVersion, job: ImportJob, store: Store) -> Iterator[Staged]:
+    """Every file of the job, staged in the store. One that was there, and went with its version, is fetched after all.
+
+    Raises as `fetch`.
+    """
+    with ExitStack() as stack:
+        found: Staged | None = None
+        while found is None:
+            with suppress(FileGone):
+                found = stack.enter_context(store.stage_files(fetch(row, job)))
+        yield found
 
 
 def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:

@@ -26,6 +26,7 @@ from models_registry.locations.mend import drop_other_name
 from models_registry.locations.places import location_of
 from models_registry.locations.room import check_quota, new_bytes
 from models_registry.models import ImportJob, ModelVersion
+from models_registry.store import Store
 from models_registry.versions import store_of
 from wire.manifest import ManifestFile
 from wire.pace import Limit
@@ -77,7 +78,7 @@ def fetch(
     bad = known_bad(location)
     for sha256 in bad:
         drop_other_name(store_, sha256)
-    missing = [one for one in items if one.sha256 in {"", *bad} or not store_.blob_path(one.sha256).exists()]
+    missing = [one for one in items if one.sha256 in {"", *bad} or not _is_stored(store_, one)]
     check_quota(
         location,
         new_bytes(
@@ -98,6 +99,14 @@ def fetch(
         else (ManifestFile(path=one.path, size_bytes=one.size, sha256=one.sha256), store_.blob_path(one.sha256))
         for one in items
     ]
+
+
+def _is_stored(store_: Store, one: Item) -> bool:
+    """Also by its size: a file that was cut is not what it was."""
+    try:
+        return store_.blob_path(one.sha256).stat().st_size == one.size
+    except FileNotFoundError:
+        return False
 
 
 def is_wanted(row: ModelVersion) -> None:

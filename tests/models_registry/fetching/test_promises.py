@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pytest_django import Settings
 
-from models_registry import services
+from models_registry import removal, services
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Wanted
 from models_registry.errors import LocationReadOnly
@@ -113,3 +113,33 @@ def test_who_pauses_and_at_once_goes_on_has_not_cancelled(server: FakeHub) -> No
     wanted = Wanted(services.store().downloads / "tiny", WEIGHTS.size, Remote(f"{server.url}/org/tiny"))
     with pytest.raises(fetch_work.Parked):
         watch.fetch([wanted], loopback=True)
+
+
+def test_a_file_in_the_store_of_another_size_is_fetched_again(server: FakeHub) -> None:
+    first = start(server)
+    assert work(first) == VersionState.READY
+    blob = services.store().blob_path(WEIGHTS.sha256)
+    blob.chmod(0o644)
+    os.truncate(blob, 1000)
+    url = f"{server.url}/org/tiny/resolve/main/tiny.gguf sha256={WEIGHTS.sha256}"
+    again = start_url_import("again", url, now=NOW)
+    assert work(again) == VersionState.READY, again.error
+    assert services.verify_version(again) == []
+
+
+def test_a_file_that_goes_from_the_store_meanwhile_is_fetched(server: FakeHub) -> None:
+    first = start(server)
+    assert work(first) == VersionState.READY
+    lines = [f"{server.url}/org/tiny/resolve/main/tiny.gguf sha256={WEIGHTS.sha256}"]
+    lines += [f"{server.url}/org/tiny/resolve/main/config.json"]
+    second = start_url_import("second", lines, limit_bytes_per_second=1, now=NOW)
+    worker = Worker(second)
+    worker.start()
+    wait_for(lambda: fetched(second) >= WEIGHTS.size, what="the fetch")
+    removal.delete_version(first)
+    assert not services.store().blob_path(WEIGHTS.sha256).exists()
+    fetching.limit_import(second, None)
+    worker.join(60)
+    second.refresh_from_db()
+    assert second.state == VersionState.READY, second.error
+    assert services.verify_version(second) == []
