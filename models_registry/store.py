@@ -207,11 +207,10 @@ class Store:
         freed_bytes = 0
         for manifest_path in self._manifests.glob("*.json"):
             if manifest_path.stem not in used:
-                shutil.rmtree(self.version_path(manifest_path.stem), ignore_errors=True)
                 manifest_path.unlink(missing_ok=True)
         for checkout in (self.root / "versions").glob("*"):
             if checkout.name not in used:
-                shutil.rmtree(checkout, ignore_errors=True)
+                self._remove_checkout(checkout)
         needed = {file.sha256 for digest in used for file in self._manifest_files(digest)} | set(blobs_in_use)
         for blob in (self.root / "blobs" / "sha256").glob("*/*"):
             if blob.name not in needed:
@@ -219,6 +218,13 @@ class Store:
                 blob.unlink()
         log.info("store.cleaned", freed_bytes=freed_bytes, versions=len(used))
         return freed_bytes
+
+    def _remove_checkout(self, checkout: Path) -> None:
+        """It goes whole, as it came: one that is half there would be taken for the version when that comes again."""
+        self._staging.mkdir(exist_ok=True)
+        gone = self._staging / uuid.uuid4().hex
+        checkout.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def clean_leftovers(self) -> None:
         """Remove what interrupted imports and forgotten uploads left behind."""
