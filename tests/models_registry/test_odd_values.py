@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from rest_framework.request import Request
+from rest_framework.test import APIRequestFactory
 
 from fleet.models import Server
 from models_registry import pins, services
+from models_registry.acting import actor_of
 from tests.models_registry.factories import make_version, write_gguf
 
 pytestmark = pytest.mark.django_db
@@ -32,3 +35,10 @@ def test_a_pin_of_a_server_that_is_gone_lets_no_other_pin_go(operator: Client, t
     operator.post(page, {"server": ""})
     assert not version.pins.exists()
     assert not Server.objects.exists()
+
+
+def test_who_imports_with_a_long_name_is_kept_as_far_as_it_goes() -> None:
+    request = Request(APIRequestFactory().get("/"))
+    request.user = User(username="u" * 150)
+    request.auth = type("Key", (), {"name": "ci"})()
+    assert len(actor_of(request)) <= 150
