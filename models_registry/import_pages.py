@@ -13,6 +13,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 
 from models_registry.fetching.policy import policy, set_policy
+from models_registry.fetching.schedule import MOST_BYTES_PER_SECOND
 from models_registry.fetching.services import MOST_PRIORITY, prioritize_import
 from models_registry.importing import start_fetch
 from models_registry.models import NAME, ModelVersion
@@ -40,7 +41,11 @@ class _FetchForm(PageForm):
     )
     version = forms.CharField(max_length=40, required=False, help_text="Empty: the next free number.")
     limit_mb = forms.FloatField(
-        required=False, min_value=0.01, label="Not faster than (MB/s)", help_text="Empty: as fast as it goes."
+        required=False,
+        min_value=0.01,
+        max_value=MOST_BYTES_PER_SECOND / 1e6,
+        label="Not faster than (MB/s)",
+        help_text="Empty: as fast as it goes.",
     )
     priority = forms.IntegerField(
         required=False,

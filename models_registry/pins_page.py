@@ -6,6 +6,7 @@ from django import forms
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
 
 from fleet.models import Server
 from models_registry import pins
@@ -52,7 +53,8 @@ def unpin(page: PageAdmin, request: HttpRequest, object_id: str) -> HttpResponse
     if request.method != "POST" or not request.user.has_perm("models_registry.delete_pin"):
         raise PermissionDenied
     with told(request):
-        server = Server.objects.filter(pk=request.POST.get("server") or None).first()
+        asked = request.POST.get("server", "")
+        server = get_object_or_404(Server, pk=asked) if asked else None
         pins.unpin(row, server)
         messages.success(request, f"{row} is not pinned to {server or 'every server'} any more.")
     return HttpResponseRedirect(page.url("change", row.pk))

@@ -13,6 +13,7 @@ from rest_framework import serializers
 from models_registry import catalog, words
 from models_registry import tags as tagging
 from models_registry.compare import Change
+from models_registry.fetching.schedule import MOST_BYTES_PER_SECOND
 from models_registry.fetching.services import MOST_PRIORITY
 from models_registry.fetching.work import Detail
 from models_registry.import_serializers import SOURCES, S3SourceSerializer, UrlsField
@@ -201,7 +202,9 @@ class ImportSerializer(serializers.Serializer):
     token = serializers.SlugRelatedField(
         slug_field="name", queryset=HubToken.objects.all(), required=False, help_text="Name of a Hub token."
     )
-    limit_bytes_per_second = serializers.IntegerField(required=False, allow_null=True, min_value=1)
+    limit_bytes_per_second = serializers.IntegerField(
+        required=False, allow_null=True, min_value=1, max_value=MOST_BYTES_PER_SECOND
+    )
 
     urls = UrlsField(required=False, help_text="http(s) URLs, each with a `sha256` and a place (`path`) if you like.")
     headers = serializers.DictField(
@@ -235,7 +238,9 @@ class ImportSerializer(serializers.Serializer):
 class LimitSerializer(serializers.Serializer):
     """How fast an import may be fetched."""
 
-    bytes_per_second = serializers.IntegerField(allow_null=True, min_value=1, help_text="Null: as fast as it goes.")
+    bytes_per_second = serializers.IntegerField(
+        allow_null=True, min_value=1, max_value=MOST_BYTES_PER_SECOND, help_text="Null: as fast as it goes."
+    )
 
 
 class HubHitSerializer(serializers.Serializer):

@@ -22,7 +22,7 @@ from models_registry.location_models import StorageLocation
 from models_registry.locations import copies, find_blob, scrub
 from models_registry.locations import in_place as shared
 from models_registry.locations.clean import clean_all_leftovers
-from models_registry.locations.places import writable
+from models_registry.locations.places import builtin, writable
 from models_registry.locations.room import choose
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.pieces import prepare_pieces
@@ -37,7 +37,6 @@ from models_registry.versions import (
     publish_importing,
     ready_twin,
     store,
-    store_of,
 )
 from wire.manifest import Manifest
 
@@ -220,7 +219,8 @@ def fail_import(row: ModelVersion, error: Exception) -> VersionState:
     text = f"{error.message} {error.remedy}" if isinstance(error, RegistryError) else f"The import broke off: {error}."
     importing = ModelVersion.objects.filter(pk=row.pk, state=VersionState.IMPORTING)
     importing.update(state=VersionState.FAILED, error=text.replace("\0", ""))
-    for job in ImportJob.objects.filter(pk=row.pk):
+    for job in ImportJob.objects.select_related("version", "location").filter(pk=row.pk):
+        kinds.give_back(job)
         _forget(job)
     log.warning("model.import_failed", model=str(row), error=text)
     return VersionState.FAILED
@@ -300,7 +300,8 @@ def begin(name: str, version: str | None, job: ImportJob, *, source: str, **abou
 
     Raises VersionTaken, and as `choose` does.
     """
-    job.location = job.location or choose(None)
+    if not job.in_place:  # there nothing is written
+        job.location = choose(job.location)
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
         row = new_row(model, version, source=source, now=job.queued_at, **about)
@@ -325,9 +326,9 @@ def _take_in(row: ModelVersion, job: ImportJob) -> None:
     if job.in_place:
         shared.take_in(row, job, _row_progress(row.pk))
         return
-    place = store_of(job)
+    place = writable(job.location or builtin())
     if job.is_fetched:
-        with place.stage_files(kinds.fetch(row, job)) as staged:
+        with kinds.staged(row, job, place) as staged:
             _publish(row, staged)
         return
     path = Path(job.path) if job.upload else checked_source(Path(job.path))

@@ -49,6 +49,10 @@ _DOWNLOAD_LIFETIME_S = 7 * 24 * 3600.0
 _LOCK_NAME = ".lock"
 
 
+class FileGone(Exception):
+    """A file was in the store, and went with the last version that had it."""
+
+
 @dataclass(frozen=True)
 class Staged:
     """Files copied and hashed, not yet in the store."""
@@ -142,7 +146,10 @@ class Store:
 
     @contextmanager
     def stage_files(self, files: Sequence[tuple[ManifestFile, Path]]) -> Iterator[Staged]:
-        """Files that are hashed already, each from where it lies on the store's file system (a hard link)."""
+        """Files that are hashed already, each from where it lies on the store's file system (a hard link).
+
+        Raises FileGone.
+        """
         self.clean_leftovers()
         with self._staging_folder() as folder:
             for file, source in files:
@@ -151,9 +158,15 @@ class Store:
                 try:
                     os.link(source, target)
                 except FileNotFoundError:  # another import has put it into the store, and its other name is gone
-                    os.link(self.blob_path(file.sha256), target)
+                    self._link_blob(file, target)
             manifest = check_manifest(Manifest(files=tuple(sorted(file for file, _ in files))))
             yield Staged(folder / "files", manifest, self)
+
+    def _link_blob(self, file: ManifestFile, target: Path) -> None:
+        try:
+            os.link(self.blob_path(file.sha256), target)
+        except FileNotFoundError as error:
+            raise FileGone(file.path) from error
 
     def publish(self, staged: Staged) -> None:
         """Put a staged version in its place. Call it with the lock held; a version that is there already stays."""
@@ -194,11 +207,10 @@ class Store:
         freed_bytes = 0
         for manifest_path in self._manifests.glob("*.json"):
             if manifest_path.stem not in used:
-                shutil.rmtree(self.version_path(manifest_path.stem), ignore_errors=True)
                 manifest_path.unlink(missing_ok=True)
         for checkout in (self.root / "versions").glob("*"):
             if checkout.name not in used:
-                shutil.rmtree(checkout, ignore_errors=True)
+                self._remove_checkout(checkout)
         needed = {file.sha256 for digest in used for file in self._manifest_files(digest)} | set(blobs_in_use)
         for blob in (self.root / "blobs" / "sha256").glob("*/*"):
             if blob.name not in needed:
@@ -206,6 +218,13 @@ class Store:
                 blob.unlink()
         log.info("store.cleaned", freed_bytes=freed_bytes, versions=len(used))
         return freed_bytes
+
+    def _remove_checkout(self, checkout: Path) -> None:
+        """It goes whole, as it came: one that is half there would be taken for the version when that comes again."""
+        self._staging.mkdir(exist_ok=True)
+        gone = self._staging / uuid.uuid4().hex
+        checkout.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def clean_leftovers(self) -> None:
         """Remove what interrupted imports and forgotten uploads left behind."""
@@ -288,8 +307,6 @@ class Store:
                 digest.update(chunk)
                 size_bytes += len(chunk)
                 done_bytes += len(chunk)
-                if size_bytes > file.size_bytes:
-                    break  # it grows: there may be no end to it
                 progress(min(1.0, done_bytes / total_bytes))
                 if size_bytes > file.size_bytes:
                     break  # it grows: it could go on for ever

@@ -10,6 +10,7 @@ import msgspec
 
 from wire.errors import BadMessage
 
+_LONGEST_PATH, _LONGEST_NAME = 1000, 255  # bytes; the latter is that of Linux's file systems
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -40,8 +41,12 @@ def check_path(path: str) -> str:
     """`path` when it is safe to create below a version's folder.
 
     Raises:
-        BadMessage: absolute, empty, with `..`, a backslash, a NUL or a control character.
+        BadMessage: absolute, empty, with `..`, a backslash, a NUL or a control character, or longer than a disk keeps.
     """
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError as error:
+        raise BadMessage(f"{path!r} cannot be written down") from error
     pure = PurePosixPath(path)
     bad = (
         not path
@@ -50,6 +55,8 @@ def check_path(path: str) -> str:
         or "\\" in path
         or any(ord(char) < 32 for char in path)
         or str(pure) != path
+        or len(encoded) > _LONGEST_PATH
+        or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME
     )
     if bad:
         raise BadMessage(f"{path!r} is not a safe path inside a model version")

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -106,13 +107,19 @@ class Shelf:
                     self.label(names[folder.name], "")
                 else:
                     shutil.rmtree(folder, ignore_errors=True)
-        for folder in self.models.glob(".new-*"):  # of an agent that was killed
+        for folder in self.models.glob(".gone-*"):  # of an agent that was killed, as those below
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.models.glob(".new-*"):
             if time.time() - folder.stat().st_mtime > 3600:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, digest: str) -> None:
+        """The checkout goes whole, as it came: what is half there would be taken for the model."""
         self._label(digest).unlink(missing_ok=True)
-        shutil.rmtree(self.checkout(digest), ignore_errors=True)
+        gone = self.models / f".gone-{uuid.uuid4().hex}"
+        with contextlib.suppress(FileNotFoundError):
+            self.checkout(digest).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def remove_blob(self, sha256: str) -> None:
         self.blob(sha256).unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def decode(content: bytes) -> ArchiveManifest:
     """Raises BadArchive: no manifest, one of another format, unsafe names, or another digest than that of its files."""
     try:
         envelope = msgspec.json.decode(content, type=_Envelope)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadArchive(f"{NAME} cannot be read: {error}.") from error
     if envelope.format != FORMAT:
         raise BadArchive(f"{NAME} is of the format {envelope.format[:80]!r}, not {FORMAT!r}.")
@@ -60,7 +60,7 @@ def decode(content: bytes) -> ArchiveManifest:
     try:
         found = msgspec.json.decode(content, type=ArchiveManifest)
         check_manifest(found.manifest)
-    except (msgspec.DecodeError, BadMessage) as error:
+    except (msgspec.DecodeError, RecursionError, BadMessage) as error:
         raise BadArchive(f"{NAME} is not as it should be: {error}.") from error
     if not found.files or len(found.files) > MOST_FILES:
         raise BadArchive(f"{NAME} names {len(found.files)} files; 1 to {MOST_FILES} are taken.")

@@ -47,11 +47,25 @@ def guarded_sockets(*, loopback: bool) -> Callable[[AddressInfo], socket.socket]
 
     def make(info: AddressInfo) -> socket.socket:
         family, kind, protocol, _, address = info
-        if not is_allowed(str(address[0]), loopback=loopback):
+        if not is_allowed(str(address[0]), loopback=loopback) or not (loopback or _leads_away(info)):
             raise ForbiddenAddress
         return socket.socket(family=family, type=kind, proto=protocol)
 
     return make
+
+
+def _leads_away(info: AddressInfo) -> bool:
+    """Whether an address is of another machine: to one of its own the system would speak from that very address.
+
+    Nothing is sent.
+    """
+    family, *_, address = info
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address)
+        except OSError:
+            return True  # no way there: the connection will say so
+        return bool(probe.getsockname()[0] != address[0])
 
 
 def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

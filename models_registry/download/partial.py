@@ -6,6 +6,7 @@ cut; what came later is fetched again. A lock on the part makes sure that one pr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -80,6 +81,8 @@ class Partial:
             if os.fstat(fd).st_nlink == 0:  # finished, or dropped, by another at this very moment
                 raise Busy
             self.spans = self._noted_spans(os.fstat(fd).st_size)
+            if not self.spans.total:
+                self._forget_journal()
             if os.fstat(fd).st_size > self.size:
                 os.ftruncate(fd, self.size)
             if self.size:
@@ -183,14 +186,37 @@ class Partial:
             path.unlink(missing_ok=True)
         self.close()
 
+    def _forget_journal(self) -> None:
+        """One that is there is of an earlier part: of this one, once it has its full size, it would be believed."""
+        with contextlib.suppress(FileNotFoundError):
+            self._journal.unlink()
+            sync_folder(self.path.parent)
+
     def _noted_spans(self, on_disk: int) -> Spans:
         try:
             journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
         except (OSError, msgspec.DecodeError):
             return Spans()
-        if (journal.identity, journal.size) != (self.identity, self.size) or on_disk < self.size:
+        if (journal.identity, journal.size) != (self.identity, self.size):
             return Spans()
-        return Spans((start, end) for start, end in journal.spans if 0 <= start < end <= self.size)
+        return Spans((start, end) for start, end in journal.spans if 0 <= start < end <= min(self.size, on_disk))
+
+
+def give_back(path: Path) -> None:
+    """Free the room that is reserved for what of a file has not come; what came stays. Nothing while it is fetched."""
+    part, journal = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), part.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            spans = msgspec.json.decode(journal.read_bytes(), type=_Journal).spans
+        except (OSError, msgspec.DecodeError):
+            spans = []
+        end = max((end for _, end in spans), default=0)
+        if end:
+            file.truncate(min(end, os.fstat(file.fileno()).st_size))
+        else:
+            journal.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
 
 
 def no_space(path: Path, error: OSError) -> NoSpace | None:

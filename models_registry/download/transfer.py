@@ -73,6 +73,7 @@ class _File:
     source: Source
     done: Done | None = None
     hashing: asyncio.Task[None] | None = None
+    noting: asyncio.Task[None] | None = None
     finishing: asyncio.Task[None] | None = None
 
     @property
@@ -179,8 +180,9 @@ class Transfer:
         """Hash the rest, compare, and put it in its place."""
         partial = file.partial
         try:
-            if file.hashing is not None:
-                await file.hashing
+            for under_way in (file.hashing, file.noting):
+                if under_way is not None:
+                    await under_way
             await self._in_thread(partial.hash_on)
             if not await self._is_right(file):
                 log.warning("download.wrong_hash", file=file.wanted.remote.name)
@@ -263,7 +265,8 @@ class Transfer:
         self._checkpoint_at = now
         for file in list(self._open):
             if file.finishing is None:
-                await asyncio.to_thread(file.partial.checkpoint)
+                file.noting = asyncio.create_task(asyncio.to_thread(file.partial.checkpoint))
+                await file.noting
         for folder in {file.wanted.path.parent for file in self._open}:
             if shutil.disk_usage(folder).free < self._spare_bytes // 4:
                 raise NoSpace(f"Something else has filled the disk of {folder}: less than the low-water mark is free.")

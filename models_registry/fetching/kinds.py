@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 
+from models_registry.download import partial
 from models_registry.errors import BadSource
 from models_registry.fetching import work
 from models_registry.hub import imports as hub
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.modelscope import imports as modelscope
 from models_registry.s3 import imports as s3
+from models_registry.store import FileGone, Staged, Store
 from models_registry.urls import imports as urls
+from models_registry.versions import store_of
+from wire.errors import Problem
 from wire.manifest import ManifestFile
 
 
@@ -31,6 +36,42 @@ _KINDS = {
     s3.KIND: _Kind(s3.items, given=True),
     modelscope.KIND: _Kind(modelscope.items, given=False),
 }
+
+
+def give_back(job: ImportJob) -> None:
+    """Free the room that is reserved for what an import has not fetched, and will not: it has ended.
+
+    What came of it stays for the next one.
+    """
+    with suppress(Problem, OSError):  # its disk is away, or its secret cannot be read any more
+        store = store_of(job)
+        for item in _known_items(job):
+            partial.give_back(store.downloads / item.place)
+
+
+def _known_items(job: ImportJob) -> list[work.Item]:
+    """Of those whose sources were not asked yet nothing is reserved."""
+    if job.hub is not None:
+        return hub.items(job)
+    told = job.remote or {}
+    kind = _KINDS.get(str(told.get("kind", "")))
+    if kind is None or (told["kind"] == urls.KIND and not told.get("pins")):
+        return []
+    return kind.items(job.version, job)
+
+
+@contextmanager
+def staged(row: ModelVersion, job: ImportJob, store: Store) -> Iterator[Staged]:
+    """Every file of the job, staged in the store. One that was there, and went with its version, is fetched after all.
+
+    Raises as `fetch`.
+    """
+    with ExitStack() as stack:
+        found: Staged | None = None
+        while found is None:
+            with suppress(FileGone):
+                found = stack.enter_context(store.stage_files(fetch(row, job)))
+        yield found
 
 
 def fetch(row: ModelVersion, job: ImportJob) -> list[tuple[ManifestFile, Path]]:

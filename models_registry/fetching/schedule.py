@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from models_registry.errors import BadSchedule
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+MOST_BYTES_PER_SECOND = 10**15
+"""No line is as fast."""
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9}
 _WINDOW = re.compile(
     r"(?:(?P<first>[a-z]{3})(?:-(?P<last>[a-z]{3}))?\s+)?(?P<start>\d{1,2}:\d\d)\s*-\s*(?P<end>\d{1,2}:\d\d)\s+(?P<rate>.+)"
@@ -95,6 +97,6 @@ def _rate(text: str) -> float | None:
     if text == "unlimited":
         return None
     match = _RATE.fullmatch(text)
-    if match is None or not float(match[1]):
+    if match is None or not 0 < float(match[1]) * _UNITS[match[2]] <= MOST_BYTES_PER_SECOND:
         raise BadSchedule(f"{text!r} is no rate: write `unlimited`, or a number as in `50 MB/s`.")
     return float(match[1]) * _UNITS[match[2]]

@@ -24,7 +24,9 @@ from models_registry.fetching.shares import Contender, share_of
 from models_registry.locations.copies import known_bad
 from models_registry.locations.mend import drop_other_name
 from models_registry.locations.places import location_of
+from models_registry.locations.room import check_quota, new_bytes
 from models_registry.models import ImportJob, ModelVersion
+from models_registry.store import Store
 from models_registry.versions import store_of
 from wire.manifest import ManifestFile
 from wire.pace import Limit
@@ -72,10 +74,18 @@ def fetch(
     Raises Parked, RegistryError, and the database's errors.
     """
     store_ = store_of(job)
-    bad = known_bad(location_of(store_))
+    location = location_of(store_)
+    bad = known_bad(location)
     for sha256 in bad:
         drop_other_name(store_, sha256)
-    missing = [one for one in items if one.sha256 in {"", *bad} or not store_.blob_path(one.sha256).exists()]
+    missing = [one for one in items if one.sha256 in {"", *bad} or not _is_stored(store_, one)]
+    check_quota(
+        location,
+        new_bytes(
+            location,
+            [ManifestFile(path=one.path, size_bytes=one.size, sha256=one.sha256 or one.place) for one in items],
+        ),
+    )
     wanted = [
         Wanted(store_.downloads / one.place, one.size, one.remote, sha256=one.sha256, git_sha1=one.git_sha1)
         for one in missing
@@ -89,6 +99,14 @@ def fetch(
         else (ManifestFile(path=one.path, size_bytes=one.size, sha256=one.sha256), store_.blob_path(one.sha256))
         for one in items
     ]
+
+
+def _is_stored(store_: Store, one: Item) -> bool:
+    """Also by its size: a file that was cut is not what it was."""
+    try:
+        return store_.blob_path(one.sha256).stat().st_size == one.size
+    except FileNotFoundError:
+        return False
 
 
 def is_wanted(row: ModelVersion) -> None:
@@ -125,6 +143,7 @@ class _Watch:
             raise
         if isinstance(work.error, ImportCancelled):
             is_wanted(self._row)
+            raise Parked  # it was told to go on before its connections had ended: the next try does
         if work.error is not None:
             raise work.error
         self._look(work.told)

@@ -15,6 +15,7 @@ from django.utils.html import format_html
 
 from models_registry.errors import RegistryError
 from models_registry.fetching import services as fetching
+from models_registry.fetching.schedule import MOST_BYTES_PER_SECOND
 from models_registry.hub import imports, services
 from models_registry.hub.choose import variants
 from models_registry.location_models import StorageLocation
@@ -49,7 +50,11 @@ class FetchForm(PageForm):
 
     name = forms.CharField(max_length=120, validators=[NAME], label="Name here")
     limit_mb = forms.FloatField(
-        required=False, min_value=0.01, label="Not faster than (MB/s)", help_text="Empty: as fast as it goes."
+        required=False,
+        min_value=0.01,
+        max_value=MOST_BYTES_PER_SECOND / 1e6,
+        label="Not faster than (MB/s)",
+        help_text="Empty: as fast as it goes.",
     )
     location = forms.ModelChoiceField(
         StorageLocation.objects.all(), required=False, to_field_name="name", empty_label="the default location"

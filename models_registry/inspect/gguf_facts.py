@@ -21,6 +21,8 @@ from models_registry.models import Format
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _EXPERTS = re.compile(r"\.ffn_(?:(?:gate|up|down|gate_up)_exps|(?:gate|up|down)\.\d+)\.")
 _RANK_POOLING = 4
+_MAX_TENSORS = 200_000  # of all files together
+_MAX_ALONE = 32
 _ENCODERS = frozenset(
     {
         *("bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "modern-bert"),
@@ -34,7 +36,7 @@ def inspect_gguf(root: Path, paths: Sequence[str]) -> ModelFacts:
 
     Raises DamagedModel (also when a part of a split is missing), BadSource when they are several models.
     """
-    headers = {path: read_header(root / path) for path in sorted(paths)}
+    headers = _headers(root, sorted(paths))
     projectors = [path for path, header in headers.items() if _is_projector(path, header)]
     groups = _models(path for path in headers if path not in projectors)
     if not groups:
@@ -50,6 +52,26 @@ def inspect_gguf(root: Path, paths: Sequence[str]) -> ModelFacts:
         facts.more["projector"] = projectors[0]
         facts = replace(facts, modality=modality_of(*facts.modality.split(), *_seen_by(headers[projectors[0]])))
     return facts
+
+
+def _headers(root: Path, paths: Sequence[str]) -> dict[str, Header]:
+    """Of all files, so that a few thousand of them are not more than one: what later parts repeat is not kept."""
+    alone = [path for path in paths if not _SPLIT.fullmatch(path)]
+    if len(alone) > _MAX_ALONE:
+        raise BadSource(
+            f"The folder holds {len(alone)} GGUF files that are no parts of one another.",
+            remedy="Import one of the files, or a folder with the parts of one model only.",
+        )
+    found: dict[str, Header] = {}
+    count = 0
+    for path in paths:
+        header = read_header(root / path)
+        count += len(header.tensors)
+        if count > _MAX_TENSORS:
+            raise DamagedModel(f"The files claim more than {_MAX_TENSORS} tensors together.")
+        split = _SPLIT.fullmatch(path)
+        found[path] = replace(header, values={}) if split and int(split["number"]) > 1 else header
+    return found
 
 
 def _seen_by(projector: Header) -> list[Modality]:

@@ -37,14 +37,16 @@ def put(row: ModelVersion, staged: Staged) -> VersionCopy:
 
 
 def place(location: StorageLocation, staged: Staged, *, replace: Collection[str]) -> None:
-    """Staged files in their place, with the store's lock held; those of `replace` (sha256) also where one is already.
+    """Staged files in their place, with the store's lock held; those of `replace` (sha256) also where one is already,
+    and those that lie there with another size.
 
     Raises QuotaExceeded; then nothing has changed.
     """
     if location.quota_bytes is not None:
         check_quota(location, new_bytes(location, staged.manifest.files))
     for file in staged.manifest.files:
-        if file.sha256 in replace and staged.store.blob_path(file.sha256).exists():
+        there = _size(staged.store.blob_path(file.sha256))
+        if there >= 0 and (file.sha256 in replace or there != file.size_bytes):
             replace_blob(staged.store, file, staged.folder / file.path)
     staged.store.publish(staged)
 

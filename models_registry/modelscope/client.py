@@ -107,7 +107,7 @@ class ModelScope:
     def _judged(self, repo: str, revision: str, status: int, content: bytes) -> tuple[ScopeFile, ...]:
         try:
             answer = msgspec.json.decode(content, type=_Answer)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             if status == 200:
                 raise self._away(f"{error}") from error
             answer = _Answer(success=False)

@@ -10,6 +10,7 @@ from django.conf import settings
 from models_registry.errors import BadSource
 from models_registry.hub.choose import chosen
 from models_registry.location_models import StorageLocation
+from models_registry.locations import room
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.modelscope.client import DEFAULT_REVISION, ModelScope
 from models_registry.modelscope.imports import job_fields
@@ -35,7 +36,8 @@ def start_modelscope_import(
 
     `address`: `ms://org/name@revision`, with or without the scheme and the revision. Files are chosen as those of the
     Hub are (`hub.choose`), and fixed here by their hashes. `token`: default MODELSCOPE_API_TOKEN.
-    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken.
+    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken,
+    QuotaExceeded, LocationReadOnly, LocationUnreachable.
     """
     repo, _, revision = address.strip().removeprefix("ms://").partition("@")
     name = name or repo
@@ -54,7 +56,7 @@ def start_modelscope_import(
         path=source,  # a release that knows no ModelScope finds no such file, and says so
         limit_bytes_per_second=limit_bytes_per_second,
         priority=priority,
-        location=location,
+        location=room.choose(location, sum(file.size for file in wanted)),
         queued_at=now,
         **job_fields(scope, repo, wanted, token.strip()),
     )

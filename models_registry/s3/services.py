@@ -10,6 +10,7 @@ from django.conf import settings
 
 from models_registry.errors import BadSource
 from models_registry.location_models import StorageLocation
+from models_registry.locations.room import choose
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.s3.address import Bucket, bucket_of
 from models_registry.s3.client import S3Object, listed
@@ -42,7 +43,8 @@ def start_s3_import(
 
     Which objects there are, and their ETags, is fixed here. Without keys the bucket is asked as nobody. `patterns`:
     of the places below the prefix; default: all. `name`: by default the last part of the prefix.
-    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken.
+    Raises BadSource, SourceGone, SourceRefused, SourceUnreachable, InvalidName, VersionTaken, QuotaExceeded,
+    LocationReadOnly, LocationUnreachable.
     """
     bucket = bucket_of(address, endpoint, region)
     name = name or bucket.prefix.strip("/").rpartition("/")[2] or bucket.name
@@ -60,7 +62,7 @@ def start_s3_import(
         path=str(bucket),  # a release that knows no buckets finds no such file, and says so
         limit_bytes_per_second=limit_bytes_per_second,
         priority=priority,
-        location=location,
+        location=choose(location, sum(one.size for one, _ in objects)),
         queued_at=now,
         **job_fields(bucket, credentials, objects),
     )

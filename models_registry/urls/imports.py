@@ -16,7 +16,9 @@ from models_registry.fetching.probe import measured
 from models_registry.fetching.work import Item, is_wanted
 from models_registry.locations import find_blob
 from models_registry.models import ImportJob, ModelVersion
+from models_registry.store import matches
 from models_registry.urls.parse import UrlFile
+from wire.manifest import ManifestFile
 
 KIND = "urls"
 _AT_ONCE = 256
@@ -91,11 +93,14 @@ async def _measure(remotes: Sequence[Remote]) -> list[int]:
 
 
 def _stored(sha256: str) -> Pin | None:
-    """Of a file that is in the store already: its server need not be asked."""
+    """Of a file that is in the store already, and whole: its server need not be asked. Nobody else tells its size."""
     if not sha256:
         return None
     blob = find_blob(sha256)
-    return None if blob is None else Pin(blob.stat().st_size, "")
+    if blob is None:
+        return None
+    size = blob.stat().st_size
+    return Pin(size, "") if matches(blob, ManifestFile(path="", size_bytes=size, sha256=sha256)) else None
 
 
 def _place(row: ModelVersion, remote: Remote, pin: Pin) -> str:

@@ -109,7 +109,7 @@ def _entries(text: str) -> Sequence[str | Mapping[str, Any]]:
         return [line for line in lines if line and not line.startswith("#")]
     try:
         found = msgspec.json.decode(stripped)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadSource(f"The list is no JSON: {error}.", remedy=_HELP) from error
     return found if isinstance(found, list) else [found]
 

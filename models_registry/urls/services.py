@@ -37,7 +37,8 @@ def start_url_import(
     """Fetch files from http(s) URLs: the row is IMPORTING now, and READY or FAILED later.
 
     `urls` as `urls.parse` reads them. `headers` and `bearer_token` are sealed, and sent to the host of the URLs only;
-    with them all URLs must be of one host. Raises BadSource, SourceRefused, InvalidName, VersionTaken.
+    with them all URLs must be of one host. Raises BadSource, SourceRefused, InvalidName, VersionTaken,
+    LocationReadOnly, LocationUnreachable.
     """
     check_name(name, version)
     files = parse(urls)

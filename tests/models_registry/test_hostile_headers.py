@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models_registry.errors import DamagedModel
+from models_registry.errors import BadSource, DamagedModel
 from models_registry.inspect import inspect
 from models_registry.inspect.gguf import read_header
 from tests.models_registry.factories import CONFIG, gguf_bytes, write_safetensors
@@ -191,3 +191,26 @@ def test_any_configuration_ends_in_facts_or_in_a_clear_error(tmp_path, config, a
         assert error.remedy  # noqa: PT017 - either outcome is fine
     else:
         json.dumps(facts.more)
+
+
+def test_many_gguf_files_are_not_more_than_one(tmp_path):
+    """Each within its bounds; together they would fill the memory."""
+    infos = b"".join(struct.pack("<Q7sIQIQ", 7, b"%07d" % number, 1, 1, 999, 0) for number in range(90_000))
+    key = b"general.architecture"
+    value = struct.pack("<Q", len(key)) + key + struct.pack("<IQ5s", 8, 5, b"llama")
+    content = b"GGUF" + struct.pack("<IQQ", 3, 90_000, 1) + value + infos
+    names = [f"m-{number:05}-of-00006.gguf" for number in range(1, 7)]
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedModel, match="tensors together"):
+            inspect(tmp_path, names)
+        assert tracemalloc.get_traced_memory()[1] < LITTLE
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_folder_of_many_gguf_models_is_refused_before_they_are_read(tmp_path):
+    with pytest.raises(BadSource, match="holds 1000 GGUF files"):
+        inspect(tmp_path, [f"{number}.gguf" for number in range(1000)])

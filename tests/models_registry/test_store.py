@@ -240,3 +240,20 @@ def test_an_upload_keeps_a_safe_name_only(store, tmp_path):
     outside = make_folder(tmp_path / "m", a="1") / "a"
     store.drop_upload(outside)
     assert outside.exists()
+
+
+def test_a_version_whose_removal_was_killed_comes_again_whole(store, tmp_path, monkeypatch):
+    source = make_folder(tmp_path / "m", a="one", b="two")
+    manifest = take_in(store, source)
+
+    def killed(folder, **more):
+        """After the first file."""
+        next(path for path in sorted(Path(folder).rglob("*")) if path.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models_registry.store.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), store.lock():
+        store.delete_unreferenced([])
+    monkeypatch.undo()
+    assert take_in(store, source) == manifest
+    assert store.verify(manifest) == []

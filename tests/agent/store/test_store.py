@@ -288,3 +288,25 @@ async def test_a_master_that_dies_in_the_middle_of_pieces_is_gone_on_with_when_i
     store.download_limit.bytes_per_second = None
     await master.start()
     assert (await store.fetch(manifest, ignore) / "m").read_bytes() == data
+
+
+async def test_a_model_whose_removal_was_killed_is_not_taken_for_one_that_is_here(
+    master: TestMaster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(master, {"a.gguf": b"weights", "b.json": b"{}"})
+    folder = await store.fetch(manifest, ignore)
+
+    def killed(path: Path, **more: bool) -> None:
+        """After the first file."""
+        (Path(path) / "a.gguf").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agent.store.shelf.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.shelf.remove(manifest.digest)
+    monkeypatch.undo()
+    store.held = lambda: [manifest]
+    store.take_over()
+    assert not store.has(manifest)
+    assert (await store.fetch(manifest, ignore) / "a.gguf").read_bytes() == b"weights"
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [manifest.digest]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from models_registry.download.downloader import running
-from models_registry.download.guard import is_allowed
+from models_registry.download.guard import ForbiddenAddress, guarded_sockets, is_allowed
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Wanted
 from models_registry.errors import SourceGone, SourceRefused
@@ -92,3 +92,16 @@ async def test_a_name_that_leads_to_both_is_fetched_from_the_allowed_one_only(
         assert (tmp_path / "f").read_bytes() == CONTENT
         with pytest.raises(SourceRefused):
             await fetch(tmp_path / "other", url, loopback=False)
+
+
+def test_this_machine_by_its_address_in_the_network_is_refused_too() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("this machine is in no network")
+        own = (socket.AF_INET, socket.SOCK_STREAM, 6, "", (probe.getsockname()[0], 80))
+    with pytest.raises(ForbiddenAddress):
+        guarded_sockets(loopback=False)(own)
+    guarded_sockets(loopback=True)(own).close()
+    guarded_sockets(loopback=False)((*own[:4], ("198.51.100.1", 80))).close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from models_registry import removal
 from models_registry import services as models
 from models_registry.errors import BadSource, LastCopy, LocationUnreachable
 from models_registry.location_models import InPlaceFile, StorageLocation, VersionCopy
@@ -176,10 +177,10 @@ def test_a_copy_in_place_is_forgotten_but_never_deleted(tmp_path, nfs):
     assert jobs.finish_job(job.pk, NOW) == "done"
     before = files_below(tmp_path / "nfs")
     copies.delete_copy(copy_of(version))
-    models.clean_store()
+    removal.clean_store()
     assert files_below(tmp_path / "nfs") == before
     assert models.verify_version(version) == []
-    models.delete_version(version)
+    removal.delete_version(version)
     assert files_below(tmp_path / "nfs") == before
 
 

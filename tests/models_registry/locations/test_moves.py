@@ -13,6 +13,7 @@ import pytest
 from django.db import connection
 
 from config.home import SOURCE_DIR
+from models_registry import removal
 from models_registry import services as models
 from models_registry.errors import (
     AlreadyThere,
@@ -183,7 +184,7 @@ def test_a_cancelled_move_leaves_everything_as_it_was(tmp_path, version, add, mo
 
 def test_a_version_that_is_deleted_meanwhile_is_not_copied(tmp_path, version, add):
     job = jobs.start_copy(version, add("big"), now=NOW)
-    models.delete_version(version)
+    removal.delete_version(version)
     assert jobs.finish_job(job.pk, NOW) is None
     assert files_below(tmp_path / "big") == set()
 
@@ -388,7 +389,7 @@ def test_a_shared_folder_holds_copies_of_ours_too(tmp_path, version, add):
     assert find.shared_dir(version) == ""
     assert done(jobs.start_copy(version, nfs, now=NOW)) == "done"
     assert find.shared_dir(version) == f"/mnt/models/.stokehold/{nfs.uid.hex}/versions/{version.digest}"
-    models.delete_version(version)
+    removal.delete_version(version)
     services.remove_location(nfs)
     assert files_below(tmp_path / "nfs") == {"theirs.txt"}
     assert not StorageLocation.objects.filter(name="nfs").exists()

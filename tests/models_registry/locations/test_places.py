@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models_registry import removal
 from models_registry import services as models
 from models_registry.errors import (
     BadLocation,
@@ -39,7 +40,7 @@ def test_what_the_previous_release_took_in_lies_in_the_built_in_location(tmp_pat
     VersionCopy.objects.all().delete()
     StorageLocation.objects.all().delete()
     (model_store / places.MARKER).unlink()
-    models.clean_store()
+    removal.clean_store()
     assert models.verify_version(version) == []
     services.look_at_all(NOW)
     copy = VersionCopy.objects.get()
@@ -50,7 +51,7 @@ def test_a_version_that_the_previous_release_deleted_leaves_nothing(tmp_path, mo
     version = make_version(write_gguf(tmp_path / "m"))
     version.model.aliases.all().delete()
     ModelVersion.objects.filter(pk=version.pk)._raw_delete("default")
-    models.clean_store()
+    removal.clean_store()
     assert files_below(model_store) == set()
 
 
@@ -116,7 +117,7 @@ def test_a_store_of_ours_begins_empty(tmp_path):
     with pytest.raises(BadLocation, match="not empty"):
         services.add_location("full", str(tmp_path / "full"), now=NOW)
     assert services.add_location("full", str(tmp_path / "full"), kind="shared", now=NOW).reachable
-    models.clean_store()
+    removal.clean_store()
     assert (tmp_path / "full" / "downloads" / "thesis.pdf").exists()
 
 
@@ -214,8 +215,8 @@ def test_a_read_only_location_is_never_written(tmp_path, add):
     before = files_below(tmp_path / "big")
     with pytest.raises(LocationReadOnly):
         models.import_path("other", write_gguf(tmp_path / "m"), location=big, now=NOW)
-    models.delete_version(version)
-    models.clean_store()
+    removal.delete_version(version)
+    removal.clean_store()
     assert files_below(tmp_path / "big") == before
     with pytest.raises(BadLocation, match="default"):
         services.change_location(big, is_default=True)
@@ -230,7 +231,7 @@ def test_each_location_is_cleaned_of_what_is_not_its_own(tmp_path, model_store, 
     before = files_below(tmp_path / "big")
     gone.model.aliases.all().delete()
     gone.delete()
-    assert models.clean_store() > 0
+    assert removal.clean_store() > 0
     assert files_below(model_store) == set()
     assert files_below(tmp_path / "big") == before
 
@@ -240,7 +241,7 @@ def test_a_location_goes_when_it_is_empty_and_leaves_its_folder_as_it_was(tmp_pa
     version = make_version(write_gguf(tmp_path / "m"))
     with pytest.raises(LocationInUse, match="1 versions"):
         services.remove_location(big)
-    models.delete_version(version)
+    removal.delete_version(version)
     services.remove_location(big)
     assert list((tmp_path / "big").iterdir()) == []
     assert places.default().builtin
