@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from wire.pieces import HASH_BYTES, PIECE_BYTES, piece_count
 log = structlog.get_logger(__name__)
 _making: dict[str, threading.Lock] = {}
 _READ_BYTES = 1 << 20
+_WRITTEN_WITHIN_S = 600.0
+"""A file that was begun longer ago than this was left behind."""
 
 
 class DamagedBlob(RegistryError):
@@ -61,8 +64,15 @@ def prepare_pieces(manifest: Manifest, find: Callable[[str], Path | None]) -> No
 def clean_pieces(blobs: set[str]) -> None:
     """Remove hashes of blobs that are gone."""
     for path in Path(settings.PIECES_DIR).glob("*"):
-        if path.name not in blobs:
+        if path.name not in blobs and not _is_being_written(path):
             path.unlink(missing_ok=True)
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        return path.name.startswith(".") and time.time() - path.stat().st_mtime < _WRITTEN_WITHIN_S
+    except FileNotFoundError:
+        return False
 
 
 def _read(place: Path, blob: Path) -> bytes | None:

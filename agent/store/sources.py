@@ -41,6 +41,8 @@ _ASK_S = 10.0
 _HASHING_S = 600.0
 """The master may have to read the whole file before it can answer."""
 _MAX_REPLY_BYTES = 16 << 20
+_MAX_ASKED = 5000
+"""Blobs that a peer is asked about at once: its HTTP server takes 1 MiB. The rest has its turn when these are here."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
@@ -155,9 +157,11 @@ class PeerSource:
                     yield count
 
     async def look(self, sha256s: Sequence[str]) -> dict[str, Have]:
-        """What it has of these. Raises FetchFailed."""
+        """What it has of these, of the first thousands at the most. Raises FetchFailed."""
         with self._failing("what it has"):
-            status, text = await self.ranges.post(HAVE_PATH, msgspec.json.encode(sha256s), _MAX_REPLY_BYTES)
+            status, text = await self.ranges.post(
+                HAVE_PATH, msgspec.json.encode(sha256s[:_MAX_ASKED]), _MAX_REPLY_BYTES
+            )
         if status != 200:
             raise FetchFailed(f"{self.name} answered {status}")
         try:

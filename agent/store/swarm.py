@@ -29,7 +29,8 @@ from wire.pieces import PIECE_BYTES, Have, piece_span, unpack
 LOOK_EVERY_S = 0.4
 """How often peers are asked what they have; the more of it is of use here, the less often."""
 FIND_EVERY_S = 3.0
-"""How often the master is asked who else there is."""
+"""How often the master is asked who else there is, while there are new ones; else less and less often, to"""
+_FIND_SELDOM_S = 15.0
 _WINDOW = 1024
 """Pieces looked at, from the first that is missing: the sha256 of the whole follows close behind."""
 _MAX_PEERS = 16
@@ -297,14 +298,17 @@ class Swarm:
     # ------------------------------------------------------------------------------------------------ peers
 
     async def _find_peers(self) -> None:
+        wait_s = FIND_EVERY_S
         while True:
-            await asyncio.sleep(FIND_EVERY_S)
+            await asyncio.sleep(wait_s)
             try:
                 found, _ = await self._finder.look(self._digest)
             except FetchFailed as error:
                 log.info("fetch.no_list_of_peers", error=error.message)
                 continue
+            known = len(self._peers)
             self._add_peers(found)
+            wait_s = FIND_EVERY_S if len(self._peers) != known else min(2 * wait_s, _FIND_SELDOM_S)
 
     def _add_peers(self, found: Sequence[PeerSource]) -> None:
         new = [one for one in found if one.name not in self._peers]

@@ -107,7 +107,7 @@ async def fetch(folder: Path, link_url: str, token: str, manifest: Manifest, dat
     stranger = Network(identity, lambda: "nobody", home.relay_pem)
     try:
         with pytest.raises(FetchFailed, match="answered 401"):
-            async for _ in stranger.master.read(manifest.files[0], 0, 5):
+            async for _ in stranger.master.read(manifest.files[0], 0, memoryview(bytearray(5))):
                 pass
         checkout = await Store(home.path, network).fetch(manifest, lambda share: None)
         assert (checkout / "weights.dat").read_bytes() == data

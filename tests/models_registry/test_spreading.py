@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 import random
+import time
 from pathlib import Path
 
 import msgspec
@@ -19,7 +21,7 @@ from fleet.services import record_hello, revoke_server, set_desired
 from models_registry import pins, removal, services
 from models_registry.errors import NotReady, RegistryError
 from models_registry.models import ModelVersion, Pin, VersionState
-from models_registry.pieces import DamagedBlob, piece_hashes
+from models_registry.pieces import DamagedBlob, clean_pieces, piece_hashes
 from models_registry.versions import store
 from tests.factories import make_model_version
 from tests.fleet.nodes import make_hello
@@ -72,6 +74,16 @@ def test_a_damaged_blob_is_handed_to_nobody(version, client: Client):
 def test_hashes_go_with_their_blob(version):
     removal.delete_version(version)
     assert not (Path(settings.PIECES_DIR) / SHA256).exists()
+
+
+def test_hashes_that_are_being_written_are_left_alone() -> None:
+    folder = Path(settings.PIECES_DIR)
+    folder.mkdir()
+    for name, age_s in (("being-written", 0), ("left-behind", 3600)):
+        (folder / f".{name}").touch()
+        os.utime(folder / f".{name}", (time.time() - age_s,) * 2)
+    clean_pieces(set())
+    assert [path.name for path in folder.iterdir()] == [".being-written"]
 
 
 @pytest.mark.parametrize("path", [f"blobs/{SHA256}/pieces", f"manifests/{'0' * 64}/peers"])

@@ -239,6 +239,14 @@ async def test_a_peer_that_is_asked_for_anything_else_says_no(master: TestMaster
     assert DOOR == "blobs"
 
 
+async def test_a_peer_is_asked_about_no_more_files_than_it_hears_of(master: TestMaster, fleet: list[Server]) -> None:
+    holder, guest, *_ = fleet
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    await holder.fetch(manifest)
+    sha256s = [manifest.files[0].sha256, *(f"{number:064x}" for number in range(30_000))]
+    assert list(await guest.network.source(holder.peer).look(sha256s)) == sha256s[:1]
+
+
 async def test_what_lies_in_a_store_on_the_same_disk_is_linked_not_copied(
     master: TestMaster, fleet: list[Server], folder: Path
 ) -> None:
