@@ -13,8 +13,7 @@ from django.db import connections
 from deployments import following, services
 from deployments.errors import InvalidSpec
 from deployments.models import Deployment, Event
-from models_registry import aliases
-from models_registry import services as registry
+from models_registry import aliases, removal
 from models_registry.models import ModelAlias, ModelVersion
 from tests.deployments.agents import Agents, servers, state
 from tests.factories import make_model_version
@@ -203,7 +202,7 @@ def test_a_version_that_is_named_and_deleted_at_once_is_either(tmp_path, setting
 
     acts = (
         lambda: aliases.set_alias(version, "prod", by="ann", now=NOW),
-        lambda: registry.delete_version(version, by="bob"),
+        lambda: removal.delete_version(version, by="bob"),
     )
     threads = [threading.Thread(target=run, args=(act,)) for act in acts]
     for thread in threads:
