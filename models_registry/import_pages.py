@@ -12,8 +12,8 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 
+from models_registry.fetching.fields import LimitField
 from models_registry.fetching.policy import policy, set_policy
-from models_registry.fetching.schedule import MOST_BYTES_PER_SECOND
 from models_registry.fetching.services import MOST_PRIORITY, prioritize_import
 from models_registry.importing import start_fetch
 from models_registry.models import NAME, ModelVersion
@@ -40,13 +40,7 @@ class _FetchForm(PageForm):
         max_length=120, required=False, validators=[NAME], label="Name here", help_text=_OPTIONAL_NAME
     )
     version = forms.CharField(max_length=40, required=False, help_text="Empty: the next free number.")
-    limit_mb = forms.FloatField(
-        required=False,
-        min_value=0.01,
-        max_value=MOST_BYTES_PER_SECOND / 1e6,
-        label="Not faster than (MB/s)",
-        help_text="Empty: as fast as it goes.",
-    )
+    limit_mb = LimitField()
     priority = forms.IntegerField(
         required=False,
         min_value=-MOST_PRIORITY,
@@ -56,12 +50,11 @@ class _FetchForm(PageForm):
 
     def common(self) -> dict[str, Any]:
         found = self.cleaned_data
-        limit = found["limit_mb"]
         return {
             "model": found["name"],
             "version": found["version"] or None,
             "priority": found["priority"] or 0,
-            "limit_bytes_per_second": int(limit * 1e6) if limit else None,
+            "limit_bytes_per_second": found["limit_mb"],
         }
 
 

@@ -298,10 +298,9 @@ def verify_version(version: ModelVersion) -> list[str]:
 def begin(name: str, version: str | None, job: ImportJob, *, source: str, **about: Any) -> ModelVersion:
     """A row that is IMPORTING, and a worker told to do its job. `about`: see `new_row`.
 
-    Raises VersionTaken, and as `choose` does.
+    A location of the job has been chosen by `choose`. Raises VersionTaken, and as `choose` does.
     """
-    if not job.in_place:  # there nothing is written
-        job.location = choose(job.location)
+    job.location = job.location or choose(None)
     with transaction.atomic():
         model, _ = Model.objects.get_or_create(name=name)
         row = new_row(model, version, source=source, now=job.queued_at, **about)

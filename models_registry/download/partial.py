@@ -49,8 +49,8 @@ class Partial:
         self.size = size
         self.identity = identity
         self.spans = Spans()
-        self._part = path.with_name(path.name + ".part")
-        self._journal = path.with_name(path.name + ".part.json")
+        self._part = _part_of(path)
+        self._journal = _journal_of(path)
         self._ok = path.with_name(path.name + ".ok")
         self._fd = -1
         self._sha256 = hashlib.sha256()
@@ -193,30 +193,39 @@ class Partial:
             sync_folder(self.path.parent)
 
     def _noted_spans(self, on_disk: int) -> Spans:
-        try:
-            journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
-        except (OSError, msgspec.DecodeError):
-            return Spans()
-        if (journal.identity, journal.size) != (self.identity, self.size):
+        journal = _read_journal(self._journal)
+        if journal is None or (journal.identity, journal.size) != (self.identity, self.size):
             return Spans()
         return Spans((start, end) for start, end in journal.spans if 0 <= start < end <= min(self.size, on_disk))
 
 
 def give_back(path: Path) -> None:
     """Free the room that is reserved for what of a file has not come; what came stays. Nothing while it is fetched."""
-    part, journal = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+    part, journal = _part_of(path), _journal_of(path)
     with contextlib.suppress(FileNotFoundError, BlockingIOError), part.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            spans = msgspec.json.decode(journal.read_bytes(), type=_Journal).spans
-        except (OSError, msgspec.DecodeError):
-            spans = []
-        end = max((end for _, end in spans), default=0)
+        noted = _read_journal(journal)
+        end = max((end for _, end in noted.spans), default=0) if noted else 0
         if end:
             file.truncate(min(end, os.fstat(file.fileno()).st_size))
         else:
             journal.unlink(missing_ok=True)
             part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _journal_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part.json")
+
+
+def _read_journal(path: Path) -> _Journal | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Journal)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def no_space(path: Path, error: OSError) -> NoSpace | None:

@@ -24,7 +24,7 @@ from models_registry.fetching.shares import Contender, share_of
 from models_registry.locations.copies import known_bad
 from models_registry.locations.mend import drop_other_name
 from models_registry.locations.places import location_of
-from models_registry.locations.room import check_quota, new_bytes
+from models_registry.locations.room import check_files
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.store import Store
 from models_registry.versions import store_of
@@ -79,12 +79,9 @@ def fetch(
     for sha256 in bad:
         drop_other_name(store_, sha256)
     missing = [one for one in items if one.sha256 in {"", *bad} or not _is_stored(store_, one)]
-    check_quota(
+    check_files(
         location,
-        new_bytes(
-            location,
-            [ManifestFile(path=one.path, size_bytes=one.size, sha256=one.sha256 or one.place) for one in items],
-        ),
+        [ManifestFile(path=one.path, size_bytes=one.size, sha256=one.sha256 or one.place) for one in items],
     )
     wanted = [
         Wanted(store_.downloads / one.place, one.size, one.remote, sha256=one.sha256, git_sha1=one.git_sha1)

@@ -15,7 +15,7 @@ from django.utils.html import format_html
 
 from models_registry.errors import RegistryError
 from models_registry.fetching import services as fetching
-from models_registry.fetching.schedule import MOST_BYTES_PER_SECOND
+from models_registry.fetching.fields import LimitField
 from models_registry.hub import imports, services
 from models_registry.hub.choose import variants
 from models_registry.location_models import StorageLocation
@@ -49,13 +49,7 @@ class FetchForm(PageForm):
     """What of a repository to take, and under which name."""
 
     name = forms.CharField(max_length=120, validators=[NAME], label="Name here")
-    limit_mb = forms.FloatField(
-        required=False,
-        min_value=0.01,
-        max_value=MOST_BYTES_PER_SECOND / 1e6,
-        label="Not faster than (MB/s)",
-        help_text="Empty: as fast as it goes.",
-    )
+    limit_mb = LimitField()
     location = forms.ModelChoiceField(
         StorageLocation.objects.all(), required=False, to_field_name="name", empty_label="the default location"
     )
@@ -84,7 +78,6 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
     taken = set(request.POST.getlist("files")) if request.method == "POST" else set(choice.paths)
     if request.method == "POST" and fetch.is_valid():
         with told(request):
-            limit = fetch.cleaned_data["limit_mb"]
             row = services.start_hub_import(
                 model.repo,
                 revision=model.commit,
@@ -92,7 +85,7 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
                 name=fetch.cleaned_data["name"],
                 token=asked["token"],
                 location=fetch.cleaned_data["location"],
-                limit_bytes_per_second=int(limit * 1e6) if limit else None,
+                limit_bytes_per_second=fetch.cleaned_data["limit_mb"],
                 by=request.user.get_username(),
                 now=timezone.now(),
             )

@@ -18,7 +18,7 @@ from models_registry.location_models import CopyState, StorageLocation, VersionC
 from models_registry.locations.clean import clean_location
 from models_registry.locations.mend import replace_blob
 from models_registry.locations.places import builtin, location_of, reach, writable
-from models_registry.locations.room import check_quota, new_bytes
+from models_registry.locations.room import check_files
 from models_registry.models import ModelVersion, VersionState
 from models_registry.store import Staged, Store
 from wire.manifest import Manifest
@@ -42,8 +42,7 @@ def place(location: StorageLocation, staged: Staged, *, replace: Collection[str]
 
     Raises QuotaExceeded; then nothing has changed.
     """
-    if location.quota_bytes is not None:
-        check_quota(location, new_bytes(location, staged.manifest.files))
+    check_files(location, staged.manifest.files)
     for file in staged.manifest.files:
         there = _size(staged.store.blob_path(file.sha256))
         if there >= 0 and (file.sha256 in replace or there != file.size_bytes):

@@ -37,6 +37,12 @@ def check_quota(location: StorageLocation, more_bytes: int) -> None:
         )
 
 
+def check_files(location: StorageLocation, files: Iterable[ManifestFile]) -> None:
+    """Raises QuotaExceeded when those of the files that it does not have yet would be too many."""
+    if location.quota_bytes is not None:
+        check_quota(location, new_bytes(location, files))
+
+
 def check_disk(location: StorageLocation, store: Store, more_bytes: int) -> None:
     """Raises NoSpace when the disk has not that many bytes, and some to spare."""
     free_bytes = shutil.disk_usage(location.root).free

@@ -14,6 +14,7 @@ from models_registry.download.guard import is_allowed
 from models_registry.download.remote import forbidden
 from models_registry.errors import BadSource
 from models_registry.location_models import StorageLocation
+from models_registry.locations.room import choose
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.services import begin
 from models_registry.sources import check_name
@@ -54,7 +55,7 @@ def start_url_import(
         path=_source(files),  # a release that knows no URLs finds no such file, and says so
         limit_bytes_per_second=limit_bytes_per_second,
         priority=priority,
-        location=location,
+        location=choose(location),  # how much comes is not known yet
         queued_at=now,
         **job_fields(files, sent),
     )
