@@ -23,7 +23,7 @@ from models_registry.urls.services import start_url_import
 from tests.fakes.hub import FakeHub, Fault, HubFile, serving_hub
 from tests.master import test_database_url
 from tests.models_registry.factories import NOW, gguf_bytes
-from tests.models_registry.workers import Worker, fetched, work
+from tests.models_registry.workers import Worker, fetched, noted, work
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_is_followed_by_one_that_goes_on(server: FakeHub
     for least in (400_000, 900_000):
         command = [sys.executable, "-c", _WORKER, str(settings.MODEL_STORE_DIR), str(row.pk)]
         process = subprocess.Popen(command, cwd=SOURCE_DIR, env=environment)
-        wait_for(lambda least=least: fetched(row) > least, within_s=60, what="progress")
+        wait_for(lambda least=least: noted() > least, within_s=60, what="bytes that outlast a kill")
         process.send_signal(signal.SIGKILL)
         process.wait()
     ImportJob.objects.update(limit_bytes_per_second=None)
