@@ -12,7 +12,9 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from config.gateway_link import GatewayLink  # noqa: E402
+from config.node_files import NodeFiles  # noqa: E402
 from config.ports import BodyLimit, PortSplit, SameOrigin, refuse_unknown_path  # noqa: E402
+from config.threads import KeptThreads  # noqa: E402
 from fleet.link import AgentLink  # noqa: E402
 from monitoring.consumers import LiveConsumer  # noqa: E402
 
@@ -24,4 +26,5 @@ websockets = URLRouter(
         path("<path:unknown>", refuse_unknown_path),
     ]
 )
-application = PortSplit(ProtocolTypeRouter({"http": BodyLimit(http_application), "websocket": websockets}))
+http = BodyLimit(NodeFiles(otherwise=KeptThreads(http_application)))
+application = PortSplit(ProtocolTypeRouter({"http": http, "websocket": websockets}))

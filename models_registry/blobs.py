@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import msgspec
@@ -36,7 +36,7 @@ from models_registry.models import ModelVersion, VersionState
 from models_registry.pieces import piece_hashes
 from wire.errors import WireError
 from wire.pace import Limit
-from wire.pieces import PeersReply
+from wire.pieces import Peer, PeersReply
 
 log = structlog.get_logger(__name__)
 
@@ -54,8 +54,8 @@ async def blob(request: HttpRequest, sha256: str) -> HttpResponseBase:
     if request.method not in ("GET", "HEAD"):
         return _problem(405, "method_not_allowed", "A blob can only be read.", Allow="GET, HEAD")
     try:
-        await _server(request)
-        place = await _offered(sha256)
+        await _ask(_admit_to_blob, request, sha256)
+        place = await _place(sha256)
     except (WireError, FleetError, RegistryError) as error:
         return _refusal(error)
     if settings.BLOB_ACCEL_PREFIX and request.headers.get("X-Forwarded-Proto") == "https":
@@ -73,8 +73,8 @@ async def pieces(request: HttpRequest, sha256: str) -> HttpResponseBase:
     if request.method != "GET":
         return _problem(405, "method_not_allowed", "Hashes can only be read.", Allow="GET")
     try:
-        await _server(request)
-        place = await _offered(sha256)
+        await _ask(_admit_to_blob, request, sha256)
+        place = await _place(sha256)
         hashes = await asyncio.to_thread(piece_hashes, sha256, place)
     except (WireError, FleetError, RegistryError) as error:
         return _refusal(error)
@@ -88,10 +88,9 @@ async def manifest_peers(request: HttpRequest, digest: str) -> HttpResponseBase:
     if request.method != "GET":
         return _problem(405, "method_not_allowed", "Peers can only be asked for.", Allow="GET")
     try:
-        server = await _server(request)
+        found = await _ask(_peers, request, digest)
     except (WireError, FleetError) as error:
         return _refusal(error)
-    found = await database_sync_to_async(peers.holders)(digest, server.pk, timezone.now())
     folders = await asyncio.to_thread(store_folders)
     reply = PeersReply(peers=tuple(found), neighbours=tuple(str(folder) for folder in folders))
     return HttpResponse(msgspec.json.encode(reply), content_type="application/json")
@@ -110,18 +109,32 @@ class UnknownBlob(RegistryError):
     remedy = "Import the model version again, or wait for the newest desired state."
 
 
-async def _server(request: HttpRequest) -> Server:
+async def _ask(question: Callable[..., Any], *arguments: Any) -> Any:
+    """Of the database; one change of threads for all that a request has to ask."""
+    return await database_sync_to_async(question)(*arguments)
+
+
+def _admit(request: HttpRequest) -> Server:
     """Who asks. Raises WireError, FleetError."""
-    bearer = request.headers.get("Authorization", "")
-    found = await database_sync_to_async(authenticate_node)(bearer, Role.AGENT, timezone.now())
+    found = authenticate_node(request.headers.get("Authorization", ""), Role.AGENT, timezone.now())
     assert isinstance(found, Server)  # noqa: S101 - of that role
     return found
 
 
-async def _offered(sha256: str) -> Path:
-    """Where a blob of a READY version lies, in whichever location. Raises UnknownBlob."""
-    if not _SHA256.fullmatch(sha256) or not await database_sync_to_async(_is_offered)(sha256):
+def _admit_to_blob(request: HttpRequest, sha256: str) -> None:
+    """Raises WireError, FleetError; UnknownBlob unless a READY version has it."""
+    _admit(request)
+    if not _SHA256.fullmatch(sha256) or not _is_offered(sha256):
         raise UnknownBlob(f"No ready model version has the blob {sha256[:64]}.")
+
+
+def _peers(request: HttpRequest, digest: str) -> list[Peer]:
+    """Raises WireError, FleetError."""
+    return peers.holders(digest, _admit(request).pk, timezone.now())
+
+
+async def _place(sha256: str) -> Path:
+    """Where a blob lies, in whichever location. Raises UnknownBlob."""
     place = await asyncio.to_thread(find_blob, sha256)
     if place is None:
         log.error("blob.missing", sha256=sha256)

@@ -10,6 +10,7 @@ from django.http import StreamingHttpResponse
 from django.test import Client
 from django.utils import timezone
 
+from config.node_files import NodeFiles
 from fleet.models import Gateway, Server
 from models_registry.blobs import ByteRange, RangeNotSatisfiable, parse_range
 from models_registry.models import ModelVersion, VersionState
@@ -136,8 +137,10 @@ def test_under_asgi_a_blob_comes_in_chunks(version, agent):
         "headers": [(b"authorization", agent["Authorization"].encode()), (b"host", b"testserver")],
     }
 
+    application = NodeFiles(get_asgi_application())
+
     async def fetch() -> list[int]:
-        communicator = ApplicationCommunicator(get_asgi_application(), scope)
+        communicator = ApplicationCommunicator(application, scope)
         await communicator.send_input({"type": "http.request", "body": b"", "more_body": False})
         start = await communicator.receive_output(10)
         assert start["status"] == 200
@@ -148,6 +151,9 @@ def test_under_asgi_a_blob_comes_in_chunks(version, agent):
             more = part.get("more_body", False)
         return sizes
 
-    sizes = async_to_sync(fetch)()
+    try:
+        sizes = async_to_sync(fetch)()
+    finally:
+        application.close()
     assert sum(sizes) == len(CONTENT)
     assert max(sizes) <= 1 << 20
