@@ -25,6 +25,7 @@ from agent.runtimes.docker import DockerRuntime
 from agent.runtimes.process import ProcessRuntime
 from agent.store import Store
 from agent.store.holder import Holder
+from agent.store.scrub import Scrub
 from agent.store.serve import BlobServer
 from agent.store.sources import Network
 from agent.supervise import Supervisor
@@ -66,6 +67,7 @@ class Agent:
             home.path, self._network, quota_bytes=config.disk_quota_bytes, shared_roots=config.shared_roots
         )
         self._holder = Holder(self._store, lambda: self.acceptance.state)
+        self._scrub = Scrub(self._store, lambda: self.acceptance.state.cache)
         self._blob_server = BlobServer(self._store)
         self._store.in_use = lambda: [spec.model for spec in self.acceptance.state.instances]
         self._operations = Operations(self._runtimes, self._records, self._store, patience)
@@ -99,6 +101,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.supervisor.run(), name="supervisor")
                 group.create_task(self._holder.run(), name="holder")
+                group.create_task(self._scrub.run(), name="scrub")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SETTLE_S):
                         # so that a restart of the agent never tells the master that a ready engine is not

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
+
 from deployments import engines
 from deployments.engines.base import EngineError
 from deployments.estimate import shapes_of
@@ -69,6 +71,8 @@ def read_servers() -> dict[str, ServerRow]:
                 keep_versions=keep,
                 download_bytes_per_second=download,
                 upload_bytes_per_second=upload,
+                scrub_every_s=settings.SCRUB_EVERY_DAYS * 86400 if settings.SCRUB_EVERY_DAYS > 0 else None,
+                scrub_bytes_per_second=settings.SCRUB_BYTES_PER_SECOND or None,
             ),
         )
         for pk, name, availability, revoked, seen, lost, wanted, observed, quota, keep, download, upload in rows

@@ -102,6 +102,9 @@ class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Of each model, at most so many versions that nothing uses are kept."""
     download_bytes_per_second: int | None = None
     upload_bytes_per_second: int | None = None
+    scrub_every_s: float | None = None
+    """Each file is read again, and mended, when it was not for so long. None: never."""
+    scrub_bytes_per_second: int | None = None
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,6 +239,7 @@ class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""  # why it does not come
     from_peers_bytes: int = 0  # since the agent started
     from_master_bytes: int = 0
+    verified_at: float = 0.0  # Unix time when all of it had been read again; 0.0: not since it came
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True, tag="cache"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 import structlog
 
@@ -15,6 +16,7 @@ from wire.messages import Cache, CachedModel, DesiredState, HeldModel
 
 _LOOK_EVERY_S = 10.0
 _CLEAN_EVERY_S = 60.0
+_MENDED_TOLD_S = 24 * 3600.0
 _LOW_SHARE = 2
 """Below this many times the reserve the disk is called low."""
 
@@ -132,7 +134,7 @@ class Holder:
             used_bytes=used,
             quota_bytes=self._store.quota_bytes,
             disk_free_bytes=free // 2**26 * 2**26,  # in steps: what others write is no news
-            alarm=_alarm(used, self._store.quota_bytes, free),
+            alarm=_alarm(used, self._store.quota_bytes, free) or _mended(self._store.mended),
         )
 
     def news(self) -> Cache | None:
@@ -158,3 +160,15 @@ def _alarm(used_bytes: int, quota_bytes: int | None, free_bytes: int) -> str:
             f"more than the quota of {quota_bytes / 1e9:.1f} GB"
         )
     return ""
+
+
+def _mended(files: Mapping[str, float]) -> str:
+    """What engines may have read before it was found."""
+    recent = {name: at for name, at in files.items() if time.time() - at < _MENDED_TOLD_S}
+    if not recent:
+        return ""
+    latest = datetime.fromtimestamp(max(recent.values()), UTC)
+    return (
+        f"files were damaged on this disk and have been fetched again ({', '.join(sorted(recent))}): "
+        f"restart engines that were started before {latest:%Y-%m-%d %H:%M} UTC, they may have read the damage"
+    )

@@ -2,6 +2,7 @@
 
 HOME/blobs/ab/abcd...             whole and verified, mode 0444
 HOME/blobs/partial/               on their way (`parts`)
+HOME/blobs/verified.json          when blobs were read again and found right (`scrub`)
 HOME/models/<digest>/             a checkout: hard links, there only when it is complete
 HOME/models/<digest>.json         its manifest and name (`Label`); the file's time is when it was used last
 
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ import structlog
 from agent.errors import FetchFailed
 from agent.home import write_whole
 from wire.manifest import Manifest, ManifestFile
+from wire.pieces import PIECE_BYTES
 
 _HASHED_AT_ONCE = 4 << 20
 
@@ -58,6 +60,16 @@ class Shelf:
 
     def _label(self, digest: str) -> Path:
         return self.models / f"{digest}.json"
+
+    def verified(self) -> dict[str, float]:
+        """Unix time at which blobs were read again and found right; empty when it cannot be read."""
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode((self.blobs / "verified.json").read_bytes(), type=dict[str, float])
+        return {}
+
+    def keep_verified(self, times: Mapping[str, float]) -> None:
+        if self.blobs.is_dir():
+            write_whole(self.blobs / "verified.json", msgspec.json.encode(times))
 
     def has_blob(self, file: ManifestFile) -> bool:
         try:
@@ -107,6 +119,8 @@ class Shelf:
                     self.label(names[folder.name], "")
                 else:
                     shutil.rmtree(folder, ignore_errors=True)
+        for link in self.models.glob(".link-*"):
+            link.unlink(missing_ok=True)
         for folder in self.models.glob(".gone-*"):  # of an agent that was killed, as those below
             shutil.rmtree(folder, ignore_errors=True)
         for folder in self.models.glob(".new-*"):
@@ -120,6 +134,38 @@ class Shelf:
         with contextlib.suppress(FileNotFoundError):
             self.checkout(digest).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+    def set_aside(self, file: ManifestFile, keep: bool) -> None:
+        """A blob that is not what it was goes. `keep`: as a part, so that what is right of it need not come again.
+
+        Copied, as engines that run have the file open, and other stores may have a link to it.
+        """
+        blob, part = self.blob(file.sha256), self.part(file.sha256)
+        if keep and not part.exists():
+            self.partial.mkdir(parents=True, exist_ok=True)
+            try:
+                _copy_readable(blob, part, file.size_bytes)
+            except OSError as error:
+                log.info("store.nothing_kept", blob=file.sha256, error=str(error))
+                part.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+
+    def relink(self, sha256: str) -> list[str]:
+        """Checkouts with another file in the place of this blob get the blob; their digests.
+
+        An engine keeps what it has open.
+        """
+        blob, found = self.blob(sha256), []
+        for label, _ in self.labels():
+            for file in label.manifest.files:
+                place = self.checkout(label.manifest.digest) / file.path
+                if file.sha256 != sha256 or (place.exists() and place.samefile(blob)):
+                    continue
+                link = self.models / f".link-{uuid.uuid4().hex}"
+                os.link(blob, link)
+                link.replace(place)
+                found.append(label.manifest.digest)
+        return found
 
     def remove_blob(self, sha256: str) -> None:
         self.blob(sha256).unlink(missing_ok=True)
@@ -187,6 +233,17 @@ class Shelf:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _copy_readable(source: Path, target: Path, size_bytes: int) -> None:
+    """With holes where the disk does not give the bytes."""
+    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
+        for at in range(0, size_bytes, PIECE_BYTES):
+            with contextlib.suppress(OSError):
+                data = os.pread(reader.fileno(), min(PIECE_BYTES, size_bytes - at), at)
+                writer.seek(at)
+                writer.write(data)
+        writer.truncate(size_bytes)
 
 
 def differs(folder: Path, manifest: Manifest) -> str:

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +63,11 @@ class Store:
         self._names: dict[str, str] = {}
         self._evicting = threading.RLock()
         self._parts: dict[str, tuple[Part, Swarm]] = {}
+        self._damaged: dict[str, ManifestFile] = {}  # of checkouts here: their blob is missing
+        self.mended: dict[str, float] = {}
+        """`name: file` of files in use that were damaged and are whole again, and when (Unix time)."""
+        self.verified: Mapping[str, float] = {}
+        """Digests of versions, and when all their files had been read again (Unix time; 0.0: never since they came)."""
         self._came: dict[str, Counter[bool]] = {}  # digest -> bytes, by whether they came from the master
         self.download_limit = Limit()
         self.policy = CachePolicy()
@@ -105,7 +110,11 @@ class Store:
         return self.shelf.checkout(manifest.digest)
 
     def has(self, manifest: Manifest) -> bool:
-        return self.model_dir(manifest).is_dir()
+        return self.model_dir(manifest).is_dir() and not self._lacks(manifest)
+
+    def _lacks(self, manifest: Manifest) -> list[str]:
+        """Files of a checkout that are damaged."""
+        return [file.sha256 for file in manifest.files if file.sha256 in self._damaged] if self._damaged else []
 
     async def prepare(self, spec: InstanceSpec, progress: Callable[[float], None]) -> Path:
         """Files of an instance: in place on shared storage, else fetched. Raises as `fetch`."""
@@ -134,13 +143,53 @@ class Store:
         try:
             await self._bring(manifest)
             async with self._checkout_lock:
-                if not self.has(manifest):
+                if not self.model_dir(manifest).is_dir():
                     await asyncio.to_thread(self.shelf.check_out, manifest, model_name)
+                for sha256 in self._lacks(manifest):
+                    await asyncio.to_thread(self._mended, sha256, model_name)
             return self.model_dir(manifest)
         finally:
             watcher.cancel()
             self._fetching.remove(manifest)
             self.changed()
+
+    async def note_damaged(self, file: ManifestFile, problem: str) -> None:
+        """A blob that is here is not what it was; until `mend` no engine starts with it, and no peer gets it."""
+        log.error("store.damaged", file=file.path, blob=file.sha256, problem=problem)
+        async with self._locked([file.sha256]):
+            self._damaged[file.sha256] = file
+            keep = self.free_bytes() > file.size_bytes + DISK_RESERVE_BYTES
+            await asyncio.to_thread(self.shelf.set_aside, file, keep)
+        self.changed()
+
+    async def mend(self) -> None:
+        """Fetch again what is damaged; versions that nothing needs go instead.
+
+        Raises as `fetch`, at the end: one that cannot come stops no other.
+        """
+        if not self._damaged:
+            return
+        labels = await asyncio.to_thread(self.shelf.labels)
+        bound = {manifest.digest for manifest in self._bound()}
+        broken = [label for label, _ in labels if self._lacks(label.manifest)]
+        unused = [label.manifest.digest for label in broken if label.manifest.digest not in bound]
+        if unused:
+            with self._evicting:
+                await asyncio.to_thread(self._evict, 0, unused)
+        wanted = [label for label in broken if label.manifest.digest in bound]
+        fetches = (self.fetch(label.manifest, lambda share: None, label.model_name) for label in wanted)
+        ends = await asyncio.gather(*fetches, return_exceptions=True)
+        here = {file.sha256 for label, _ in labels if label.manifest.digest in bound for file in label.manifest.files}
+        self._damaged = {sha256: file for sha256, file in self._damaged.items() if sha256 in here}
+        for error in [end for end in ends if isinstance(end, BaseException)]:
+            raise error
+
+    def _mended(self, sha256: str, model_name: str) -> None:
+        changed = self.shelf.relink(sha256)
+        file = self._damaged.pop(sha256)
+        log.info("store.mended", file=file.path, blob=sha256, checkouts=changed)
+        if {manifest.digest for manifest in self.in_use()} & set(changed):
+            self.mended[f"{model_name}: {file.path}"] = time.time()
 
     async def _bring(self, manifest: Manifest) -> None:
         """Every blob of a manifest into its place."""
@@ -240,6 +289,8 @@ class Store:
     def take_over(self) -> None:
         """What an earlier agent left on this disk."""
         self.shelf.adopt_unlabelled([*self.in_use(), *self.held()])
+        files = {file.sha256: file for label, _ in self.shelf.labels() for file in label.manifest.files}
+        self._damaged = {sha256: file for sha256, file in files.items() if not self.shelf.has_blob(file)}
 
     def _kept(self) -> list[Kept]:
         bound = {manifest.digest for manifest in self._bound()}
@@ -329,6 +380,8 @@ class Store:
             held=held,
             from_master_bytes=came[True],
             from_peers_bytes=came[False],
+            verified_at=self.verified.get(manifest.digest, 0.0),
+            problem="a file was damaged on this disk: it is fetched again" if self._lacks(manifest) else "",
         )
 
     def share(self, manifest: Manifest) -> float:

@@ -10,7 +10,6 @@ from models_registry.location_models import StorageJob
 from models_registry.locations.copies import copies_of
 from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import cells, fragment, list_digest
-from monitoring.live.servers import used_at
 
 MODEL_CELLS = ("state", "size", "facts")
 
@@ -50,5 +49,5 @@ def _servers(version: ModelVersion) -> list[dict[str, Any]]:
     for server in live.select_related("state").only("name", "state__cache").order_by("name"):
         for model in server.state.cache["models"]:
             if model["model_name"] == name or model["digest"] == version.digest:
-                found.append({"server": server, "model": model, "used": used_at(model)})
+                found.append({"server": server, "model": model})
     return found

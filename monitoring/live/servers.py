@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from django.db.models import Count, Q
@@ -66,24 +65,11 @@ def render_one(ask: Any) -> dict[str, str]:
         "server:head": fragment("server_head", **view),
         "server:load": fragment("server_load", **view),
         "server:facts": fragment("server_facts", **view),
-        "server:cache": fragment("server_cache", row=server, cache=_cache(server)),
+        "server:cache": fragment("server_cache", row=server),
         "server:instances": fragment("instances", instances=instances, with_server=False),
         "server:events": fragment("events", events=events),
         "server:samples": fragment("server_samples", samples=samples),
     }
-
-
-def _cache(server: Server) -> dict[str, Any] | None:
-    """What its agent tells of model files, with moments instead of numbers."""
-    cache = getattr(getattr(server, "state", None), "cache", None)
-    if cache is None:
-        return None
-    return {**cache, "models": [{**model, "used": used_at(model)} for model in cache["models"]]}
-
-
-def used_at(model: dict[str, Any]) -> datetime | None:
-    """When a cached model was used last."""
-    return datetime.fromtimestamp(model["used_at"], UTC) if model.get("used_at") else None
 
 
 def render_gateways(ask: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pytest_django import Settings
 
 from deployments import services
 from deployments.models import Deployment
@@ -127,3 +128,14 @@ def test_the_rules_for_a_servers_files_are_told_to_it(world: Agents) -> None:
     assert desired.payload["cache"]["keep_versions"] == 2
     world.controller.step(world.now)
     assert ServerDesired.objects.get(server=server).generation == desired.generation
+
+
+@pytest.mark.parametrize(("days", "seconds"), [(30, 30 * 86400), (0, None), (-1, None)])
+def test_servers_are_told_how_often_to_read_their_files(
+    world: Agents, settings: Settings, days: float, seconds: float | None
+) -> None:
+    settings.SCRUB_EVERY_DAYS, settings.SCRUB_BYTES_PER_SECOND = days, 10**6
+    (server,) = servers(world, "a")
+    world.controller.step(world.now)
+    told = ServerDesired.objects.get(server=server).payload["cache"]
+    assert (told["scrub_every_s"], told["scrub_bytes_per_second"]) == (seconds, 10**6)

@@ -17,7 +17,7 @@ from apikeys.models import ApiKey
 from apikeys.services import set_member
 from deployments import services
 from deployments.models import Deployment, Event
-from fleet.models import Availability, JoinToken
+from fleet.models import Availability, JoinToken, ServerState
 from models_registry.models import ModelVersion
 from tests.factories import make_deployment, make_instance, make_key, make_model_version, make_project, make_server
 
@@ -319,3 +319,14 @@ def test_stopping_what_somebody_else_changed_meanwhile_is_told_and_not_done(page
     assert "chat" in answer.content.decode()
     assert any("since you opened" in str(message) for message in answer.context["messages"])
     assert Deployment.objects.get().running
+
+
+def test_where_a_version_lies_says_when_it_was_read_again(page: Client) -> None:
+    version, server = make_model_version(), make_server(name="disk")
+    model = {"digest": version.digest, "model_name": str(version), "size_bytes": 5, "progress": 1.0, "in_use": False}
+    model |= {"held": True, "problem": "", "used_at": 0.0, "from_peers_bytes": 0, "from_master_bytes": 5}
+    for told, seen in [({}, "when it came"), ({"verified_at": timezone.now().timestamp() - 7200}, "2 h ago")]:
+        cache = {"models": [{**model, **told}], "used_bytes": 5, "quota_bytes": None, "alarm": ""}
+        ServerState.objects.update_or_create(server=server, defaults={"cache": cache, "cache_at": timezone.now()})
+        for address in (url("fleet_server_change", server.pk), url("models_registry_modelversion_change", version.pk)):
+            assert seen in page.get(address).content.decode()

@@ -1,0 +1,136 @@
+"""Reads the blobs here again, those first that were not for the longest time, and has damaged ones mended."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from agent.errors import AgentError
+from agent.store.store import Store
+from wire.manifest import ManifestFile
+from wire.messages import CachePolicy
+
+_LOOK_EVERY_S = 600.0
+_MEND_EVERY_S = 20.0
+_KEEP_EVERY_S = 5.0
+_SKEW_S = 3600.0
+_CHUNK_BYTES = 1 << 20
+_NICENESS = 15
+
+log = structlog.get_logger(__name__)
+
+
+class Scrub:
+    """`run` until cancelled. How often and how fast, the master says (`CachePolicy`)."""
+
+    def __init__(self, store: Store, policy: Callable[[], CachePolicy]) -> None:
+        self._store = store
+        self._policy = policy
+        self._times: dict[str, float] = {}  # sha256 -> when it was read and right, Unix time
+        self._kept_at = 0.0
+        self._stopped = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "scrub", initializer=_yield_to_others)
+
+    async def run(self) -> None:
+        self._times = await asyncio.to_thread(self._store.shelf.verified)
+        look_at = 0.0
+        try:
+            while True:
+                try:
+                    await self._mend()
+                    if look_at <= time.monotonic():
+                        await self._look()
+                        look_at = time.monotonic() + _LOOK_EVERY_S
+                except Exception:  # a fault of ours: engines and links go on
+                    log.exception("scrub.broke_off")
+                await asyncio.sleep(min(_MEND_EVERY_S, _LOOK_EVERY_S))
+        finally:
+            self._stopped.set()
+            self._thread.shutdown(wait=False)
+
+    async def _mend(self) -> None:
+        try:
+            await self._store.mend()
+        except AgentError as error:
+            log.warning("scrub.not_mended", reason=error.message)
+
+    async def _look(self) -> None:
+        for file in await asyncio.to_thread(self._due):
+            await self._check(file)
+        await asyncio.to_thread(self._keep)
+
+    def _due(self) -> list[ManifestFile]:
+        """Those to read, the longest unread first."""
+        every_s = self._policy().scrub_every_s
+        self._tell()
+        if every_s is None:
+            return []
+        now, due = time.time(), []
+        files = {file.sha256: file for label, _ in self._store.shelf.labels() for file in label.manifest.files}
+        for file in files.values():
+            with suppress(OSError):  # it is on its way, or went just now
+                came_at = self._store.shelf.blob(file.sha256).stat().st_mtime
+                read_at = self._times.get(file.sha256, came_at)
+                if not now - every_s < read_at < now + _SKEW_S:  # one of a clock that was set back is no date
+                    due.append((read_at, file))
+        return [file for _, file in sorted(due)]
+
+    async def _check(self, file: ManifestFile) -> None:
+        path, began = self._store.shelf.blob(file.sha256), time.time()
+        try:
+            digest = await asyncio.get_running_loop().run_in_executor(self._thread, self._hash, path)
+            problem = "" if digest == file.sha256 else "is not what it was"
+        except FileNotFoundError:
+            return  # evicted
+        except OSError as error:  # a bad sector
+            problem = f"cannot be read ({error.strerror or error})"
+        if problem:
+            await self._store.note_damaged(file, problem)
+            await self._mend()
+            return
+        self._times[file.sha256] = began
+        if time.monotonic() - self._kept_at > _KEEP_EVERY_S:
+            await asyncio.to_thread(self._keep)
+
+    def _hash(self, path: Path) -> str:
+        """sha256 of a file, read slowly and past the page cache: others need that memory. Raises OSError."""
+        digest, done_bytes, began = hashlib.sha256(), 0, time.monotonic()
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                done_bytes += len(chunk)
+                os.posix_fadvise(file.fileno(), 0, done_bytes, os.POSIX_FADV_DONTNEED)
+                pace = self._policy().scrub_bytes_per_second
+                rest_s = began + done_bytes / pace - time.monotonic() if pace else 0.0
+                if self._stopped.wait(max(0.0, rest_s)):
+                    raise InterruptedError("the agent stops")
+        return digest.hexdigest()
+
+    def _keep(self) -> None:
+        here = self._store.shelf.blob_sizes()
+        self._times = {sha256: at for sha256, at in self._times.items() if sha256 in here}
+        self._store.shelf.keep_verified(self._times)
+        self._kept_at = time.monotonic()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Of each version, when the file that was not read for the longest time was."""
+        self._store.verified = {
+            label.manifest.digest: round(min(self._times.get(file.sha256, 0.0) for file in label.manifest.files))
+            for label, _ in self._store.shelf.labels()
+        }
+        self._store.changed()
+
+
+def _yield_to_others() -> None:
+    with suppress(OSError):  # Linux: of this thread only
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
