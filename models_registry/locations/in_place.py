@@ -11,6 +11,7 @@ import structlog
 from django.db import transaction
 from django.utils import timezone
 
+from models_registry import aliases
 from models_registry.errors import BadSource, RegistryError
 from models_registry.inspect import inspect
 from models_registry.location_models import CopyState, LocationKind, StorageLocation, VersionCopy
@@ -61,10 +62,12 @@ def take_in(row: ModelVersion, job: ImportJob, progress: Progress) -> None:
         manifest = check_manifest(Manifest(files=_hashed(copy, files, progress)))
         facts = inspect(folder, [file.path for file in manifest.files])
         with transaction.atomic():
+            aliases.lock_model(row.model_id)
             check_importing(row, manifest)
             describe(row, manifest, facts)
             row.save()
             VersionCopy.objects.filter(pk=copy.pk).update(state=CopyState.WHOLE, verified_at=timezone.now())
+            aliases.settle_latest(row.model, by=row.imported_by, now=timezone.now())
     except RegistryError:
         copy.delete()
         raise

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, InterfaceError, OperationalError, transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
@@ -42,6 +42,7 @@ QUEUED_AT_MOST = dt.timedelta(minutes=10)
 KEPT = dt.timedelta(days=7)
 """How long what a job came to can be read."""
 _NOTED_EVERY_S = 0.5
+_SCRUB_AGAIN = dt.timedelta(days=1)
 
 
 class JobEnded(Exception):
@@ -175,7 +176,14 @@ def start_due_scrub(now: dt.datetime) -> StorageJob | None:
     before = now - dt.timedelta(days=settings.SCRUB_EVERY_DAYS)
     due = Q(verified_at__lt=before) | Q(verified_at=None, created_at__lt=before)
     busy = StorageJob.objects.filter(state__in=UNDER_WAY).values("version")
-    rows = VersionCopy.objects.filter(due, location__reachable=True, version__state=VersionState.READY)
+    vain = StorageJob.objects.filter(  # one that breaks off each time must not keep the others from their turn
+        kind=JobKind.VERIFY,
+        state=JobState.FAILED,
+        ended_at__gt=now - _SCRUB_AGAIN,
+        version=OuterRef("version"),
+        location=OuterRef("location"),
+    )
+    rows = VersionCopy.objects.filter(due, ~Exists(vain), location__reachable=True, version__state=VersionState.READY)
     ranked = rows.exclude(version__in=busy).order_by(F("verified_at").asc(nulls_first=True), "pk")
     for copy in ranked.select_related("location", "version__model")[:20]:
         try:

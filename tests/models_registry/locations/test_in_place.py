@@ -11,7 +11,7 @@ from models_registry import services as models
 from models_registry.errors import BadSource, LastCopy, LocationUnreachable
 from models_registry.location_models import InPlaceFile, StorageLocation, VersionCopy
 from models_registry.locations import copies, find, in_place, jobs, places, services
-from models_registry.models import ImportJob, ModelVersion
+from models_registry.models import ImportJob, ModelAlias, ModelVersion
 from tests.models_registry.factories import NOW, files_below, make_version, write_gguf, write_safetensors
 
 pytestmark = pytest.mark.django_db
@@ -45,6 +45,14 @@ def test_a_folder_becomes_a_version_and_nothing_is_copied_or_written(tmp_path, m
     assert models.verify_version(version) == []
     sha256 = version.manifest["files"][0]["sha256"]
     assert find.find_blob(sha256) == nfs.root / "llama" / version.manifest["files"][0]["path"]
+
+
+def test_the_newest_in_place_is_the_latest_at_once(tmp_path, nfs):
+    register(nfs)
+    write_safetensors(tmp_path / "nfs" / "better", shards=3)
+    assert ModelAlias.objects.get(model__name="tiny", name="latest").version.version == "1"
+    newest = register(nfs, "better")
+    assert ModelAlias.objects.get(model__name="tiny", name="latest").version == newest
 
 
 def test_the_same_files_as_of_a_copied_version_have_the_same_digest(tmp_path, nfs):

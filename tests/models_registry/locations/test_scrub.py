@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from models_registry import services as models
 from models_registry.hub import services as hub_services
-from models_registry.location_models import JobKind, StorageJob, StorageLocation, VersionCopy
+from models_registry.location_models import JobKind, JobState, StorageJob, StorageLocation, VersionCopy
 from models_registry.locations import copies, find, jobs, repair, scrub, services
 from models_registry.models import ModelVersion
 from tests.fakes.hub import FakeHub, HubFile, serving_hub
@@ -226,6 +226,19 @@ def test_a_due_copy_out_of_reach_does_not_hold_up_the_others(tmp_path, version, 
     VersionCopy.objects.filter(location=both).update(verified_at=None, created_at=NOW - 2 * MONTH)
     (tmp_path / "big").rename(tmp_path / "away")
     assert jobs.start_due_scrub(NOW).location.builtin
+
+
+def test_a_due_copy_whose_reading_breaks_off_waits_a_day_while_others_have_their_turn(version, both, monkeypatch):
+    VersionCopy.objects.update(verified_at=NOW - 2 * MONTH)
+    VersionCopy.objects.filter(location=both).update(verified_at=None, created_at=NOW - 2 * MONTH)
+    job = jobs.start_due_scrub(NOW)
+    StorageJob.objects.filter(pk=job.pk).update(state=JobState.FAILED, ended_at=NOW)
+    assert job.location == both
+    other = jobs.start_due_scrub(NOW + dt.timedelta(minutes=1))
+    assert other.location.builtin
+    StorageJob.objects.filter(pk=other.pk).update(state=JobState.FAILED, ended_at=NOW)
+    assert jobs.start_due_scrub(NOW + dt.timedelta(hours=23)) is None
+    assert jobs.start_due_scrub(NOW + dt.timedelta(hours=25)).location == both
 
 
 def test_the_command_finds_and_repairs(version, both, capsys):
