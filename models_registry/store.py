@@ -30,6 +30,7 @@ import msgspec
 import structlog
 
 from models_registry.errors import BadSource, NoSpace
+from models_registry.file_locks import LOCK_NAME, held, is_abandoned
 from models_registry.scan import SourceFile, scan
 from wire.errors import BadMessage
 from wire.manifest import Manifest, ManifestFile, check_manifest, check_path
@@ -46,7 +47,6 @@ _UPLOAD_LIFETIME_S = 24 * 3600.0
 _FINISHED_LIFETIME_S = 900.0
 """Of the other name of a file that is in the store: an import of the same file may be about to find it done."""
 _DOWNLOAD_LIFETIME_S = 7 * 24 * 3600.0
-_LOCK_NAME = ".lock"
 
 
 class FileGone(Exception):
@@ -83,7 +83,7 @@ class Store:
         """Held while blobs or versions appear or go, and the rows that name them change. Take it before a
         transaction, never inside one."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / _LOCK_NAME).open("a") as file:
+        with (self.root / LOCK_NAME).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -123,7 +123,7 @@ class Store:
         (made / "files").mkdir(parents=True)
         self._staging.mkdir(exist_ok=True)
         try:
-            with (made / _LOCK_NAME).open("w") as lock:
+            with (made / LOCK_NAME).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 made.rename(folder)
                 yield folder
@@ -229,7 +229,7 @@ class Store:
     def clean_leftovers(self) -> None:
         """Remove what interrupted imports and forgotten uploads left behind."""
         for folder in self._staging.glob("*"):
-            if _is_abandoned(folder):
+            if is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 log.info("store.leftover_removed", folder=folder.name)
         for folder in (*self._uploads.glob("*"), *self.root.glob(".upload-*"), *self.root.glob(".new-*")):
@@ -334,23 +334,6 @@ class Store:
         return msgspec.json.decode(content, type=Manifest).files
 
 
-@contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock file `path`: False while another, living process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):  # the latter: its holder ended it just now
-            mine = False
-        try:
-            yield mine
-        finally:
-            if mine:
-                path.unlink(missing_ok=True)
-
-
 def _copied_chunks(source: Path, target: Path | None) -> Iterator[bytes]:
     """Chunks of a file as they are written to `target` (None: only read). On disk, and read-only, at the end."""
     handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -377,20 +360,6 @@ def _try_link(source: Path, target: Path) -> bool:
     except OSError:  # another file system, or one without hard links: it is copied
         return False
     return True
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that made a staging folder is gone: its lock ended with it."""
-    try:
-        with (folder / _LOCK_NAME).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:  # just being made, or its maker died at that very moment
-        with suppress(FileNotFoundError):
-            return time.time() - folder.stat().st_mtime > 60
-        return False
 
 
 def matches(path: Path, file: ManifestFile) -> bool:

@@ -12,12 +12,13 @@ from django.utils import timezone
 
 from models_registry import aliases
 from models_registry.errors import RegistryError, VersionTaken
+from models_registry.file_locks import held
 from models_registry.inspect import ModelFacts, inspect
 from models_registry.location_models import StorageLocation
 from models_registry.locations.copies import put
 from models_registry.locations.places import builtin, default, reach, run_folder
 from models_registry.models import ImportJob, Model, ModelVersion, VersionState
-from models_registry.store import Staged, Store, held
+from models_registry.store import Staged, Store
 from wire.manifest import Manifest
 
 _MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to count on from

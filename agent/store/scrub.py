@@ -42,17 +42,19 @@ class Scrub:
 
     async def run(self) -> None:
         self._times = await asyncio.to_thread(self._store.shelf.verified)
+        looked: CachePolicy | None = None
         look_at = 0.0
         try:
             while True:
                 try:
                     await self._mend()
-                    if look_at <= time.monotonic():
+                    if look_at <= time.monotonic() or looked != self._policy():
+                        looked = self._policy()
                         await self._look()
                         look_at = time.monotonic() + _LOOK_EVERY_S
                 except Exception:  # a fault of ours: engines and links go on
                     log.exception("scrub.broke_off")
-                await asyncio.sleep(min(_MEND_EVERY_S, _LOOK_EVERY_S))
+                await asyncio.sleep(_MEND_EVERY_S)
         finally:
             self._stopped.set()
             self._thread.shutdown(wait=False)

@@ -15,6 +15,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
 from models_registry.errors import AlreadyThere, BadLocation, NotReady, RegistryError, StorageBusy
+from models_registry.file_locks import held
 from models_registry.location_models import (
     UNDER_WAY,
     CopyState,
@@ -32,7 +33,6 @@ from models_registry.locations.places import reach, run_folder, writable
 from models_registry.locations.repair import repair
 from models_registry.locations.transfer import copy_version
 from models_registry.models import ModelVersion, VersionState
-from models_registry.store import held
 
 log = structlog.get_logger(__name__)
 

@@ -29,7 +29,8 @@ YEAR_S = 365 * 86400.0
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrub, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(scrub, "_LOOK_EVERY_S", 3600.0)  # but when the master says something else
+    monkeypatch.setattr(scrub, "_MEND_EVERY_S", 0.05)
     monkeypatch.setattr(scrub, "_KEEP_EVERY_S", 0.0)
 
 
