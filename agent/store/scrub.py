@@ -51,7 +51,7 @@ class Scrub:
                     if look_at <= time.monotonic() or looked != self._policy():
                         looked = self._policy()
                         await self._look()
-                        look_at = time.monotonic() + _LOOK_EVERY_S
+                        look_at = time.monotonic() + min(_LOOK_EVERY_S, looked.scrub_every_s or _LOOK_EVERY_S)
                 except Exception:  # a fault of ours: engines and links go on
                     log.exception("scrub.broke_off")
                 await asyncio.sleep(_MEND_EVERY_S)
