@@ -21,6 +21,7 @@ from wire.messages import CachePolicy
 
 _LOOK_EVERY_S = 600.0
 _MEND_EVERY_S = 20.0
+_MEND_AT_LEAST_EVERY_S = 600.0
 _KEEP_EVERY_S = 5.0
 _SKEW_S = 3600.0
 _CHUNK_BYTES = 1 << 20
@@ -37,6 +38,7 @@ class Scrub:
         self._policy = policy
         self._times: dict[str, float] = {}  # sha256 -> when it was read and right, Unix time
         self._kept_at = 0.0
+        self._failures, self._mend_at = 0, 0.0
         self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(1, "scrub", initializer=_yield_to_others)
 
@@ -60,10 +62,15 @@ class Scrub:
             self._thread.shutdown(wait=False)
 
     async def _mend(self) -> None:
+        if time.monotonic() < self._mend_at:
+            return
         try:
             await self._store.mend()
+            self._failures = 0
         except AgentError as error:
-            log.warning("scrub.not_mended", reason=error.message)
+            self._failures += 1
+            self._mend_at = time.monotonic() + min(_MEND_AT_LEAST_EVERY_S, _MEND_EVERY_S * 2**self._failures)
+            log.warning("scrub.not_mended", reason=error.message, failures=self._failures)
 
     async def _look(self) -> None:
         for file in await asyncio.to_thread(self._due):
