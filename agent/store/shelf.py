@@ -176,9 +176,12 @@ class Shelf:
         for path in self.partial.glob("*.part"):
             if path.stem not in kept:
                 freed += path.stat().st_blocks * 512
-                path.with_suffix(".have").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                self._remove_part(path)
         return freed
+
+    def _remove_part(self, part: Path) -> None:
+        part.with_suffix(".have").unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
     def empty_blob(self, file: ManifestFile) -> None:
         """A file without bytes."""
@@ -208,6 +211,7 @@ class Shelf:
             target = self.blob(file.sha256)
             target.parent.mkdir(parents=True, exist_ok=True)
             linked.rename(target)
+            self._remove_part(self.part(file.sha256))
         except OSError as error:
             log.warning("store.not_taken_over", blob=file.sha256, error=str(error))
             return False

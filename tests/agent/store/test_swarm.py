@@ -259,8 +259,12 @@ async def test_what_lies_in_a_store_on_the_same_disk_is_linked_not_copied(
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(master.blobs[file.sha256] if file.path == "m.gguf" else b"[]")  # one of them damaged
     master.neighbours = (str(folder / "nowhere"), str(neighbour))
-    checkout = await server.fetch(manifest)
     (weights,) = [file for file in manifest.files if file.path == "m.gguf"]
+    begun = server.store.shelf.part(weights.sha256)
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(data[:1000])
+    checkout = await server.fetch(manifest)
+    assert not begun.exists(), "nobody needs what an earlier attempt fetched"
     assert (checkout / "m.gguf").samefile(neighbour / weights.sha256[:2] / weights.sha256)
     assert (checkout / "config.json").read_bytes() == b"{}"
     assert len(master.blob_ranges) == 1, "the damaged one"
