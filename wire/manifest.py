@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import msgspec
@@ -63,14 +64,25 @@ def check_path(path: str) -> str:
     return path
 
 
+def check_paths(paths: Sequence[str]) -> None:
+    """Raises BadMessage unless every path is safe, is there once, and is not a folder of another one."""
+    files: set[str] = set()
+    for path in paths:
+        check_path(path)
+        if path in files:
+            raise BadMessage(f"{path!r} is twice in the manifest")
+        files.add(path)
+    for path in paths:
+        folder = path
+        while folder := folder.rpartition("/")[0]:
+            if folder in files:
+                raise BadMessage(f"{folder!r} is a file, and {path!r} lies in a folder of that name")
+
+
 def check_manifest(manifest: Manifest) -> Manifest:
     """`manifest` when every path is safe and unique, every size sane and every hash a sha256; else BadMessage."""
-    seen: set[str] = set()
+    check_paths([file.path for file in manifest.files])
     for file in manifest.files:
-        check_path(file.path)
-        if file.path in seen:
-            raise BadMessage(f"{file.path!r} is twice in the manifest")
-        seen.add(file.path)
         if file.size_bytes < 0 or not _SHA256.fullmatch(file.sha256):
             raise BadMessage(f"{file.path!r} has a wrong size or sha256 in the manifest")
     return manifest

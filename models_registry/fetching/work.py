@@ -18,7 +18,7 @@ from models_registry.download.lanes import Control
 from models_registry.download.partial import Done
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Progress, Wanted
-from models_registry.errors import ImportCancelled, RegistryError
+from models_registry.errors import BadSource, ImportCancelled, RegistryError
 from models_registry.fetching.policy import limit_at
 from models_registry.fetching.shares import Contender, share_of
 from models_registry.locations.copies import known_bad
@@ -28,7 +28,8 @@ from models_registry.locations.room import check_files
 from models_registry.models import ImportJob, ModelVersion
 from models_registry.store import Store
 from models_registry.versions import store_of
-from wire.manifest import ManifestFile
+from wire.errors import BadMessage
+from wire.manifest import ManifestFile, check_paths
 from wire.pace import Limit
 
 _LOOK_S = 0.5
@@ -73,6 +74,12 @@ def fetch(
 
     Raises Parked, RegistryError, and the database's errors.
     """
+    try:
+        check_paths([one.path for one in items])
+    except BadMessage as error:
+        raise BadSource(
+            f"The source lists files that no folder can hold: {error.message}.", remedy="Name the files to take."
+        ) from error
     store_ = store_of(job)
     location = location_of(store_)
     bad = known_bad(location)

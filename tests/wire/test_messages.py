@@ -64,6 +64,18 @@ def test_a_manifest_with_a_path_twice_is_refused() -> None:
         check_manifest(Manifest(files=(file, file)))
 
 
+@pytest.mark.parametrize("paths", [("a", "a/b"), ("a/b/c/d", "a/b"), ("b", "a/b", "a/b/c")])
+def test_a_manifest_with_a_file_that_is_a_folder_too_is_refused(paths: tuple[str, ...]) -> None:
+    files = tuple(ManifestFile(path=path, size_bytes=1, sha256="0" * 64) for path in paths)
+    with pytest.raises(BadMessage, match="lies in a folder of that name"):
+        check_manifest(Manifest(files=files))
+    good = (
+        ManifestFile(path="a-b", size_bytes=1, sha256="0" * 64),
+        ManifestFile(path="a/b", size_bytes=1, sha256="0" * 64),
+    )
+    assert check_manifest(Manifest(files=good)).files == good
+
+
 def test_a_manifests_digest_does_not_depend_on_the_order_of_its_files() -> None:
     one = ManifestFile(path="a", size_bytes=1, sha256="0" * 64)
     two = ManifestFile(path="b", size_bytes=1, sha256="1" * 64)

@@ -129,6 +129,16 @@ def test_a_source_that_lies_fails_with_both_hashes_and_leaves_the_store_as_it_wa
     call_command("verify_store", stdout=io.StringIO())
 
 
+def test_files_that_no_folder_can_hold_are_refused_before_a_byte_comes(hub: FakeHub) -> None:
+    hub.repos["org/tiny"].change({"config.json/more.json": HubFile(b"{}")})
+    row = start(patterns=["*"])
+    assert work(row) == VersionState.FAILED
+    row.refresh_from_db()
+    assert "'config.json' is a file, and 'config.json/more.json' lies in a folder of that name" in row.error
+    assert "Name the files to take" in row.error
+    assert not hub.sent["tiny-Q4_K_M.gguf"]
+
+
 # ------------------------------------------------------------------------------------------------ while it runs
 
 
