@@ -249,7 +249,9 @@ def heal_imports(now: dt.datetime) -> int:
 
 
 def expire_imports(now: dt.datetime) -> int:
-    """Call imports failed that are not done in IMPORT_DEADLINE."""
+    """Call imports failed that are not done in IMPORT_DEADLINE; how many. What paused ones have fetched is kept."""
+    for job in ImportJob.objects.filter(ImportJob.FETCHED, paused=True).select_related("version", "location"):
+        kinds.keep(job)
     clean_all_leftovers()
     late = ModelVersion.objects.filter(state=VersionState.IMPORTING, created_at__lt=now - IMPORT_DEADLINE)
     moving = Q(job__touched_at__gte=now - IMPORT_DEADLINE) | Q(job__paused=True)  # from afar: slowly, but it comes

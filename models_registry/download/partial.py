@@ -51,7 +51,7 @@ class Partial:
         self.spans = Spans()
         self._part = _part_of(path)
         self._journal = _journal_of(path)
-        self._ok = path.with_name(path.name + ".ok")
+        self._ok = _ok_of(path)
         self._fd = -1
         self._sha256 = hashlib.sha256()
         self._hashed = 0
@@ -211,6 +211,17 @@ def give_back(path: Path) -> None:
         else:
             journal.unlink(missing_ok=True)
             part.unlink(missing_ok=True)
+
+
+def keep(path: Path) -> None:
+    """What of a file has come is still wanted: it is not old."""
+    for one in (path, _part_of(path), _journal_of(path), _ok_of(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(one)
+
+
+def _ok_of(path: Path) -> Path:
+    return path.with_name(path.name + ".ok")
 
 
 def _part_of(path: Path) -> Path:

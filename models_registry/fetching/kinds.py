@@ -49,6 +49,14 @@ def give_back(job: ImportJob) -> None:
             partial.give_back(store.downloads / item.place)
 
 
+def keep(job: ImportJob) -> None:
+    """What of a paused import has come is not old, however long it is paused."""
+    with suppress(Problem, OSError):
+        store = store_of(job)
+        for item in _known_items(job):
+            partial.keep(store.downloads / item.place)
+
+
 def _known_items(job: ImportJob) -> list[work.Item]:
     """Of those whose sources were not asked yet nothing is reserved."""
     if job.hub is not None:

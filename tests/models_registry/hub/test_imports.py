@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,21 @@ def test_cancelled_it_is_failed_and_goes_on_from_there_next_time(hub: FakeHub) -
     sent = hub.sent["tiny-Q4_K_M.gguf"]
     assert work(start()) == VersionState.READY
     assert hub.sent["tiny-Q4_K_M.gguf"] - sent < 4_000_000
+
+
+def test_what_a_paused_import_has_fetched_outlasts_any_pause(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = start(limit_bytes_per_second=1_000_000)
+    worker = Worker(row)
+    worker.start()
+    wait_for(lambda: fetched(row) > 1_000_000, what="progress")
+    fetching.pause_import(row)
+    worker.join(30)
+    monkeypatch.setattr("models_registry.store._DOWNLOAD_LIFETIME_S", 2.0)
+    time.sleep(2.1)  # the times of inodes are the kernel's: nothing can set them
+    there = noted()
+    services.expire_imports(timezone.now())
+    assert noted() == there > 0
+    assert list(services.store().downloads.glob("*.part"))
 
 
 def test_cancelled_before_a_worker_came_it_ends_at_once(hub: FakeHub) -> None:
