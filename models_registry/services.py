@@ -13,6 +13,7 @@ from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Q
 from kombu.exceptions import OperationalError as BrokerError
 
+from models_registry import attempts
 from models_registry.archive.reading import archive_at
 from models_registry.errors import LocationUnreachable, RegistryError
 from models_registry.fetching import kinds
@@ -44,9 +45,6 @@ log = structlog.get_logger(__name__)
 
 IMPORT_DEADLINE = dt.timedelta(hours=12)
 """An import that is still not done after this is called failed; the broker's visibility timeout is as long."""
-QUEUED_AT_MOST = dt.timedelta(minutes=10)
-"""An import that no worker took in this time is queued once more: the broker may have lost it."""
-MAX_ATTEMPTS = 3
 _PROGRESS_EVERY_S = 0.5
 
 
@@ -160,20 +158,22 @@ def finish_import(version_id: int, now: dt.datetime) -> VersionState | None:
     try:
         lock = import_lock(job)
     except LocationUnreachable as error:
-        return fail_import(job.version, error)
+        return attempts.wait_for_disk(job, error, now)
     with lock as mine:
         row = ModelVersion.objects.select_related("model", "job__location").filter(pk=version_id).first()
         if row is None or row.state != VersionState.IMPORTING or not mine:
             return VersionState(row.state) if row else None
         if row.job.paused:
             return VersionState.IMPORTING
-        if row.job.attempts >= MAX_ATTEMPTS and not _has_moved(row.job):
-            return fail_import(row, _lost(row.job))
-        _note_attempt(row.job, now)
+        if attempts.are_vain(row.job):
+            return fail_import(row, attempts.lost(row.job))
+        attempts.begin(row.job, now)
         try:
             _take_in(row, row.job)
         except Parked:
             ImportJob.objects.filter(pk=row.pk).update(started_at=None, attempts=0)
+        except LocationUnreachable as error:
+            return attempts.wait_for_disk(row.job, error, now)
         except (OperationalError, InterfaceError):  # of the database: nothing can be noted; `heal_imports` comes back
             raise
         except Exception as error:
@@ -230,15 +230,15 @@ def heal_imports(now: dt.datetime) -> int:
     """Start imports again whose worker is gone, or whose task never came to one. How many were started.
 
     A worker holds a lock while it imports, which ends with its process: the broker would hand its task to another
-    worker only after the visibility timeout, hours later. After MAX_ATTEMPTS an import is called failed.
+    worker only after the visibility timeout, hours later. After `attempts.MOST` an import is called failed.
     """
     started = 0
     importing = ImportJob.objects.filter(version__state=VersionState.IMPORTING)
     for job in importing.select_related("version__model", "location"):
-        if job.paused or not _is_orphaned(job, now):
+        if job.paused or not attempts.is_orphaned(job, now):
             continue
-        if job.attempts >= MAX_ATTEMPTS and not _has_moved(job):
-            fail_import(job.version, _lost(job))
+        if attempts.are_vain(job):
+            fail_import(job.version, attempts.lost(job))
             continue
         same = ImportJob.objects.filter(pk=job.pk, queued_at=job.queued_at, started_at=job.started_at)
         if same.update(queued_at=now, started_at=None):
@@ -260,7 +260,7 @@ def expire_imports(now: dt.datetime) -> int:
         fail_import(
             row,
             RegistryError(
-                "The import did not end in 12 hours: no worker was running, or the source is too slow.",
+                row.error or "The import did not end in 12 hours: no worker was running, or the source is too slow.",
                 remedy="Start the worker, then import the model again.",
             ),
         )
@@ -351,35 +351,6 @@ def _parked(row: ModelVersion) -> VersionState:
     if ImportJob.objects.filter(pk=row.pk, paused=False).exists():
         _enqueue(row)
     return VersionState.IMPORTING
-
-
-def _note_attempt(job: ImportJob, now: dt.datetime) -> None:
-    """A worker begins. One that was killed after it had fetched something was no vain attempt."""
-    attempts = 1 if _has_moved(job) else job.attempts + 1
-    there = job.detail.get("done_bytes", 0)
-    ImportJob.objects.filter(pk=job.pk).update(attempts=attempts, started_at=now, seen_bytes=there)
-
-
-def _has_moved(job: ImportJob) -> bool:
-    return int(job.detail.get("done_bytes", 0)) > job.seen_bytes
-
-
-def _is_orphaned(job: ImportJob, now: dt.datetime) -> bool:
-    """Whether no worker has it any more, or none got it in time."""
-    if job.started_at is None:
-        return now - job.queued_at >= QUEUED_AT_MOST
-    try:
-        with import_lock(job) as mine:
-            return mine
-    except LocationUnreachable:
-        return False  # until its disk is there again
-
-
-def _lost(job: ImportJob) -> RegistryError:
-    return RegistryError(
-        f"The worker was killed during each of {job.attempts} attempts: most likely it ran out of memory.",
-        remedy="Look into the worker's log, give it more memory, then import the model again.",
-    )
 
 
 def _forget(job: ImportJob) -> None:

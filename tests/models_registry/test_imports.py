@@ -13,7 +13,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from config.home import SOURCE_DIR
-from models_registry import services, tasks
+from models_registry import attempts, services, tasks
 from models_registry.models import ImportJob, ModelVersion, VersionState
 from tests.master import test_database_url
 from tests.models_registry.factories import NOW, files_below, write_gguf
@@ -92,7 +92,7 @@ def test_an_import_whose_worker_was_killed_is_done_by_another(worker, model_stor
 
 
 def test_an_import_that_kills_its_worker_each_time_fails_with_a_reason(tmp_path, model_store):
-    version = begun(start(write_gguf(tmp_path)), attempts=services.MAX_ATTEMPTS)
+    version = begun(start(write_gguf(tmp_path)), attempts=attempts.MOST)
     assert services.heal_imports(NOW) == 0
     assert state_of(version) == VersionState.FAILED
     assert "killed during each of 3 attempts" in version.error
@@ -101,7 +101,7 @@ def test_an_import_that_kills_its_worker_each_time_fails_with_a_reason(tmp_path,
 
 
 def test_a_task_that_comes_back_after_the_last_attempt_fails_it_too(tmp_path):
-    version = begun(start(write_gguf(tmp_path)), attempts=services.MAX_ATTEMPTS)
+    version = begun(start(write_gguf(tmp_path)), attempts=attempts.MOST)
     assert tasks.import_version(version.pk) == "failed"
     assert "killed" in ModelVersion.objects.get().error
 

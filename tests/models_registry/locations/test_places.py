@@ -1,5 +1,6 @@
 """Locations: made, refused, looked at, gone, and removed."""
 
+import datetime as dt
 import shutil
 from pathlib import Path
 
@@ -191,6 +192,36 @@ def test_an_import_waits_while_its_disk_is_away(tmp_path, add):
     assert models.heal_imports(NOW) == 0
     (tmp_path / "unplugged").rename(tmp_path / "big")
     assert models.finish_import(row.pk, NOW) == "ready"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_import_loses_nothing_when_its_disk_goes_away(tmp_path, add, monkeypatch, when):
+    big = add("big")
+    source = write_gguf(tmp_path / "m")
+    (tmp_path / "sent").write_bytes(source.read_bytes())
+    monkeypatch.setattr(models, "_enqueue", lambda row: None)
+    row = models.start_upload("tiny", tmp_path / "sent", "m.gguf", location=big, now=NOW)
+
+    def unplug(*_: object, **__: object) -> None:
+        (tmp_path / "big").rename(tmp_path / "unplugged")
+        places.reach(big)
+
+    with monkeypatch.context() as patch:
+        if when == "meanwhile":
+            patch.setattr(models, "staged_files", unplug)
+        else:
+            (tmp_path / "big").rename(tmp_path / "unplugged")
+        for _ in range(5):  # more often than a worker may be lost
+            assert models.finish_import(row.pk, NOW) == "importing"
+            row.refresh_from_db()
+            assert "goes on when it is there again" in row.error
+    (tmp_path / "unplugged").rename(tmp_path / "big")
+    assert models.heal_imports(NOW) == 0
+    later = NOW + dt.timedelta(minutes=11)
+    assert models.heal_imports(later) == 1
+    assert models.finish_import(row.pk, later) == "ready"
+    row.refresh_from_db()
+    assert row.error == ""
 
 
 def test_a_quota_is_kept_to_the_byte_and_nothing_is_left_of_what_exceeds_it(tmp_path, add):
