@@ -38,13 +38,16 @@ class PeerIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._versions: dict[str, _Version] = {}
-        self._digests: dict[str, frozenset[str]] = {}
+        self._known: dict[str, frozenset[str]] = {}  # of each server: digests, and the names that it tells of them
 
-    def holders(self, digest: str, but: str, now: dt.datetime) -> list[Peer]:
-        """Live servers with (parts of) that manifest, in no order; `but` is left out."""
+    def holders(self, what: str, but: str, now: dt.datetime) -> list[Peer]:
+        """Live servers with (parts of) a version, in no order; `but` is left out.
+
+        `what`: a manifest's digest, or `name:version`, by which those are found too that have only some of its files.
+        """
         with self._lock:
             self._refresh(now)
-            ids = [key for key, digests in self._digests.items() if digest in digests and key != but]
+            ids = [key for key, known in self._known.items() if what in known and key != but]
         random.shuffle(ids)
         rows = ServerState.objects.filter(server_id__in=ids[:MAX_PEERS]).values_list("server_id", "facts")
         return [
@@ -65,9 +68,10 @@ class PeerIndex:
         caches = dict(ServerState.objects.filter(server_id__in=stale).values_list("server_id", "cache"))
         for key in stale:
             wanted = _digests_of(payloads.get(key) or {})
-            cached = {model["digest"] for model in (caches.get(key) or {}).get("models", ())}
-            self._digests[key] = frozenset(cached | wanted)
-        self._digests = {key: self._digests[key] for key in versions}
+            cached = (caches.get(key) or {}).get("models", ())
+            said = {model[field] for model in cached for field in ("digest", "model_name")}
+            self._known[key] = frozenset(said | wanted)
+        self._known = {key: self._known[key] for key in versions}
         self._versions = versions
 
 

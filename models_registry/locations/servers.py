@@ -27,8 +27,13 @@ _CHECKPOINT_EVERY = 16
 
 
 def from_servers(version: ModelVersion, file: ManifestFile, place: Path) -> bool:
-    """Put a file of a version whole and verified at `place`, from the first server that has it so."""
-    for peer in peers.holders(version.digest, "", timezone.now()):
+    """Put a file of a version whole and verified at `place`, from the first server that has it so.
+
+    Servers that got the version without its files that can run code know it by another digest.
+    """
+    now = timezone.now()
+    whole, by_name = peers.holders(version.digest, "", now), peers.holders(str(version), "", now)
+    for peer in {peer.server_id: peer for peer in (*whole, *by_name)}.values():
         for address in peer.addresses:
             try:
                 asyncio.run(_fetch(peer, address, file, place))

@@ -37,8 +37,13 @@ CONTENT = os.urandom(2 * PIECE_BYTES + 9)
 
 
 @contextmanager
-def server_with(folder: Path, settings: Settings, version: ModelVersion, content: bytes) -> Iterator[None]:
-    """A server whose store has the version's file, and a master whose certificate its relay knows."""
+def server_with(
+    folder: Path, settings: Settings, version: ModelVersion, content: bytes, digest: str = ""
+) -> Iterator[None]:
+    """A server whose store has the version's file, and a master whose certificate its relay knows.
+
+    `digest`: of what it has, where that is not all of the version.
+    """
     row, _ = make_node(ServerRow, "holder")
     ready, done = threading.Event(), threading.Event()
     port = 0
@@ -68,7 +73,7 @@ def server_with(folder: Path, settings: Settings, version: ModelVersion, content
         settings.CA_DIR = folder / "ca"
         now = timezone.now()
         record_hello(row.pk, make_hello(facts=make_facts(addresses=("127.0.0.1",), relay_port=port)), now)
-        model = {"digest": version.digest, "model_name": str(version), "progress": 1.0, "problem": ""}
+        model = {"digest": digest or version.digest, "model_name": str(version), "progress": 1.0, "problem": ""}
         ServerState.objects.filter(server=row).update(cache={"models": [model]}, cache_at=now)
         yield
     finally:
@@ -83,7 +88,10 @@ def version(tmp_path: Path) -> ModelVersion:
     return services.import_path("m", tmp_path / "m", now=timezone.now())
 
 
-def test_a_damaged_copy_is_mended_from_a_server(tmp_path: Path, settings: Settings, version: ModelVersion) -> None:
+@pytest.mark.parametrize("digest", ["", "f" * 64], ids=["all of it", "all but what can run code"])
+def test_a_damaged_copy_is_mended_from_a_server(
+    tmp_path: Path, settings: Settings, version: ModelVersion, digest: str
+) -> None:
     blob = store().blob_path(version.manifest["files"][0]["sha256"])
     blob.chmod(0o644)
     blob.write_bytes(CONTENT[:-1] + b"?")
@@ -91,7 +99,7 @@ def test_a_damaged_copy_is_mended_from_a_server(tmp_path: Path, settings: Settin
     copy.bad = bad_files(copy)
     copy.state = CopyState.DAMAGED
     copy.save()
-    with server_with(tmp_path, settings, version, CONTENT):
+    with server_with(tmp_path, settings, version, CONTENT, digest):
         assert repair(copy) == []
     assert blob.read_bytes() == CONTENT
     copy.refresh_from_db()
