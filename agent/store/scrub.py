@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import threading
@@ -26,6 +27,8 @@ _KEEP_EVERY_S = 5.0
 _SKEW_S = 3600.0
 _CHUNK_BYTES = 1 << 20
 _NICENESS = 15
+_DAMAGE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO}
+"""What a disk or its file system says of bytes that are lost. Other errors are of the agent, not of the file."""
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +103,10 @@ class Scrub:
             problem = "" if digest == file.sha256 else "is not what it was"
         except FileNotFoundError:
             return  # evicted
-        except OSError as error:  # a bad sector
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                log.warning("scrub.not_read", file=file.path, blob=file.sha256, error=str(error))
+                return
             problem = f"cannot be read ({error.strerror or error})"
         if problem:
             await self._store.note_damaged(file, problem)

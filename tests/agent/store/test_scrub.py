@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import time
@@ -234,3 +235,24 @@ async def test_notes_that_cannot_be_read_are_none(home: AgentHome) -> None:
     (shelf.blobs / "verified.json").write_bytes(msgspec.json.encode({"a": "b"}))
     assert shelf.verified() == {}
     shutil.rmtree(shelf.blobs)
+
+
+async def test_an_agent_that_is_short_of_something_throws_nothing_away(
+    master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    tried = []
+
+    def out_of_files(*_: object) -> None:
+        tried.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with running(home) as agent:
+        await master.want(generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest))
+        monkeypatch.setattr(os, "posix_fadvise", out_of_files)
+        with blob_of(home, manifest).open("rb") as before:
+            await master.want(generation=2, held=held(manifest), cache=ALWAYS)
+            await until(lambda: len(tried) > 2)
+            assert agent._store.has(manifest)
+            assert os.fstat(before.fileno()).st_ino == blob_of(home, manifest).stat().st_ino, "the same file as before"
