@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -138,7 +138,8 @@ class Shelf:
     def set_aside(self, file: ManifestFile, keep: bool) -> None:
         """A blob that is not what it was goes. `keep`: as a part, so that what is right of it need not come again.
 
-        Copied, as engines that run have the file open, and other stores may have a link to it.
+        Copied, as engines that run have the file open, and other stores may have a link to it. Without `keep` it goes
+        from the checkouts too: they would hold the room that the right one needs.
         """
         blob, part = self.blob(file.sha256), self.part(file.sha256)
         if keep and not part.exists():
@@ -148,7 +149,17 @@ class Shelf:
             except OSError as error:
                 log.info("store.nothing_kept", blob=file.sha256, error=str(error))
                 part.unlink(missing_ok=True)
+        if not keep:
+            for place in [place for _, one, place in self._places() if one.sha256 == file.sha256]:
+                place.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
+
+    def _places(self) -> Iterator[tuple[Label, ManifestFile, Path]]:
+        """Every file of every checkout."""
+        for label, _ in self.labels():
+            checkout = self.checkout(label.manifest.digest)
+            for file in label.manifest.files:
+                yield label, file, checkout / file.path
 
     def relink(self, sha256: str) -> list[str]:
         """Checkouts with another file in the place of this blob get the blob; their digests.
@@ -156,15 +167,13 @@ class Shelf:
         An engine keeps what it has open.
         """
         blob, found = self.blob(sha256), []
-        for label, _ in self.labels():
-            for file in label.manifest.files:
-                place = self.checkout(label.manifest.digest) / file.path
-                if file.sha256 != sha256 or (place.exists() and place.samefile(blob)):
-                    continue
-                link = self.models / f".link-{uuid.uuid4().hex}"
-                os.link(blob, link)
-                link.replace(place)
-                found.append(label.manifest.digest)
+        for label, file, place in self._places():
+            if file.sha256 != sha256 or (place.exists() and place.samefile(blob)):
+                continue
+            link = self.models / f".link-{uuid.uuid4().hex}"
+            os.link(blob, link)
+            link.replace(place)
+            found.append(label.manifest.digest)
         return found
 
     def remove_blob(self, sha256: str) -> None:

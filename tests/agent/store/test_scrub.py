@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -50,6 +52,10 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte[0] ^ 1]))
     path.chmod(0o444)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def is_right(path: Path, sha256: str = "") -> bool:
+    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == (sha256 or path.name)
 
 
 def blob_of(home: AgentHome, manifest: Manifest, path: str = "m.gguf") -> Path:
@@ -196,6 +202,27 @@ async def test_without_room_for_a_second_one_all_of_it_is_fetched(
         await master.want(generation=2, held=held(manifest), cache=ALWAYS)
         await until(lambda: len(master.blob_ranges) >= asked + 2)
         await master.until(lambda: is_whole(master, manifest))
+
+
+async def test_a_full_disk_is_no_reason_not_to_mend(
+    master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkouts must not hold the room that the right file needs."""
+    manifest = manifest_of(master, {"m.gguf": os.urandom(2 * PIECE_BYTES), "b.json": b"{}"})
+    room_bytes = 3 * PIECE_BYTES + store_module.DISK_RESERVE_BYTES
+
+    def disk_usage(_: object) -> SimpleNamespace:
+        sizes = {status.st_ino: status.st_size for status in (path.stat() for path in home.path.rglob("*"))}
+        return SimpleNamespace(free=room_bytes - sum(size for size in sizes.values() if size >= PIECE_BYTES))
+
+    async with running(home):
+        await master.want(generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest))
+        monkeypatch.setattr(store_module.shutil, "disk_usage", disk_usage)
+        flip(blob_of(home, manifest), 0)
+        await master.want(generation=2, held=held(manifest), cache=ALWAYS)
+        await until(lambda: is_right(blob_of(home, manifest)))
+        await until(lambda: is_right(home.path / "models" / manifest.digest / "m.gguf", blob_of(home, manifest).name))
 
 
 async def test_a_file_that_became_shorter_is_mended(master: TestMaster, home: AgentHome) -> None:
