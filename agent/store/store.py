@@ -174,13 +174,14 @@ class Store:
         broken = [label for label, _ in labels if self._lacks(label.manifest)]
         unused = [label.manifest.digest for label in broken if label.manifest.digest not in bound]
         if unused:
-            with self._evicting:
-                await asyncio.to_thread(self._evict, 0, unused)
+            await asyncio.to_thread(self._drop, unused)
         wanted = [label for label in broken if label.manifest.digest in bound]
         fetches = (self.fetch(label.manifest, lambda share: None, label.model_name) for label in wanted)
         ends = await asyncio.gather(*fetches, return_exceptions=True)
-        here = {file.sha256 for label, _ in labels if label.manifest.digest in bound for file in label.manifest.files}
-        self._damaged = {sha256: file for sha256, file in self._damaged.items() if sha256 in here}
+        async with self._checkout_lock:
+            labels = await asyncio.to_thread(self.shelf.labels)
+            here = {file.sha256 for label, _ in labels for file in label.manifest.files}
+            self._damaged = {sha256: file for sha256, file in self._damaged.items() if sha256 in here}
         for error in [end for end in ends if isinstance(end, BaseException)]:
             raise error
 
@@ -308,14 +309,19 @@ class Store:
     def _bound(self) -> list[Manifest]:
         return [*self.in_use(), *self.held(), *self._fetching]
 
+    def _drop(self, digests: Collection[str]) -> None:
+        with self._evicting:
+            self._evict(0, digests)
+
     def _evict(self, excess_bytes: int, going: Collection[str] = ()) -> int:
-        """Free that much, or as much as is not in use."""
+        """Free that much, or as much as is not in use; of `going`, what nothing needs by now."""
         if excess_bytes <= 0 and not going:
             return 0
         needed = {file.sha256 for manifest in self._bound() for file in manifest.files}
         freed = self.shelf.remove_parts(needed) if excess_bytes > 0 else 0
         sizes = self.shelf.blob_sizes()
         kept = self._kept()
+        going = [one.digest for one in kept if one.digest in going and not one.bound]
         gone = set(to_evict(kept, sizes, excess_bytes - freed, going))
         needed |= {sha256 for one in kept if one.digest not in gone for sha256 in one.blobs}
         for digest in gone:
