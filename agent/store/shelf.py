@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -74,7 +74,7 @@ class Shelf:
     def has_blob(self, file: ManifestFile) -> bool:
         try:
             return self.blob(file.sha256).stat().st_size == file.size_bytes
-        except FileNotFoundError:
+        except OSError:  # not there, or where the disk is damaged
             return False
 
     def blob_sizes(self) -> dict[str, int]:
@@ -161,19 +161,25 @@ class Shelf:
             for file in label.manifest.files:
                 yield label, file, checkout / file.path
 
-    def relink(self, sha256: str) -> list[str]:
-        """Checkouts with another file in the place of this blob get the blob; their digests.
+    def relink(self, sha256s: Collection[str]) -> list[tuple[Label, ManifestFile]]:
+        """Checkouts with another file in the place of one of these blobs get the blob; which, and what it is there.
 
-        An engine keeps what it has open.
+        An engine keeps what it has open. Raises FetchFailed.
         """
-        blob, found = self.blob(sha256), []
+        found = []
         for label, file, place in self._places():
-            if file.sha256 != sha256 or (place.exists() and place.samefile(blob)):
+            if file.sha256 not in sha256s or _is_same(place, self.blob(file.sha256)):
                 continue
             link = self.models / f".link-{uuid.uuid4().hex}"
-            os.link(blob, link)
-            link.replace(place)
-            found.append(label.manifest.digest)
+            try:
+                os.link(self.blob(file.sha256), link)
+                link.replace(place)
+            except OSError as error:
+                link.unlink(missing_ok=True)
+                if self.checkout(label.manifest.digest).is_dir():  # else it was evicted just now
+                    raise FetchFailed(f"{file.path} could not be put back into its place: {error}") from error
+            else:
+                found.append((label, file))
         return found
 
     def remove_blob(self, sha256: str) -> None:
@@ -246,6 +252,13 @@ class Shelf:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _copy_readable(source: Path, target: Path, size_bytes: int) -> None:

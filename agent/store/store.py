@@ -64,7 +64,7 @@ class Store:
         self._evicting = threading.RLock()
         self._parts: dict[str, tuple[Part, Swarm]] = {}
         self._damaged: dict[str, ManifestFile] = {}  # of checkouts here: their blob is missing
-        self.mended: dict[str, float] = {}
+        self.mended: Mapping[str, float] = {}
         """`name: file` of files in use that were damaged and are whole again, and when (Unix time)."""
         self.verified: Mapping[str, float] = {}
         """Digests of versions, and when all their files had been read again (Unix time; 0.0: never since they came)."""
@@ -145,8 +145,8 @@ class Store:
             async with self._checkout_lock:
                 if not self.model_dir(manifest).is_dir():
                     await asyncio.to_thread(self.shelf.check_out, manifest, model_name)
-                for sha256 in self._lacks(manifest):
-                    await asyncio.to_thread(self._mended, sha256, model_name)
+                if lacked := self._lacks(manifest):
+                    await asyncio.to_thread(self._relink, lacked)
             return self.model_dir(manifest)
         finally:
             watcher.cancel()
@@ -185,12 +185,16 @@ class Store:
         for error in [end for end in ends if isinstance(end, BaseException)]:
             raise error
 
-    def _mended(self, sha256: str, model_name: str) -> None:
-        changed = self.shelf.relink(sha256)
-        file = self._damaged.pop(sha256)
-        log.info("store.mended", file=file.path, blob=sha256, checkouts=changed)
-        if {manifest.digest for manifest in self.in_use()} & set(changed):
-            self.mended[f"{model_name}: {file.path}"] = time.time()
+    def _relink(self, sha256s: Collection[str]) -> None:
+        """Blobs that are right go into every checkout that has another file in their place. Raises FetchFailed."""
+        in_use = {manifest.digest for manifest in self.in_use()}
+        changed = self.shelf.relink(set(sha256s))
+        for label, file in changed:
+            log.info("store.mended", model=label.model_name, file=file.path, blob=file.sha256)
+        used = [(label, file) for label, file in changed if label.manifest.digest in in_use]
+        self.mended = {**self.mended, **{f"{label.model_name}: {file.path}": time.time() for label, file in used}}
+        for sha256 in sha256s:
+            self._damaged.pop(sha256, None)
 
     async def _bring(self, manifest: Manifest) -> None:
         """Every blob of a manifest into its place."""
@@ -292,6 +296,10 @@ class Store:
         self.shelf.adopt_unlabelled([*self.in_use(), *self.held()])
         files = {file.sha256: file for label, _ in self.shelf.labels() for file in label.manifest.files}
         self._damaged = {sha256: file for sha256, file in files.items() if not self.shelf.has_blob(file)}
+        try:
+            self._relink(files.keys() - self._damaged.keys())  # an agent was killed before it had
+        except FetchFailed as error:
+            log.warning("store.not_relinked", reason=error.message)
 
     def _kept(self) -> list[Kept]:
         bound = {manifest.digest for manifest in self._bound()}

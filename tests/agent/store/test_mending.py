@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 
 import pytest
 
 from agent.store import Store
+from agent.store.sources import Network
 from tests.agent.conftest import manifest_of
 from tests.agent.master import TestMaster
 from tests.agent.store.test_scrub import flip
@@ -60,3 +62,55 @@ async def test_a_version_that_comes_into_use_meanwhile_is_mended(master: TestMas
     await store.mend()
     assert store.has(manifest)
     assert (store.model_dir(manifest) / "m.gguf").read_bytes() == data
+
+
+async def test_an_agent_that_was_killed_while_it_mended_leaves_no_damage(
+    master: TestMaster, store: Store, network: Network
+) -> None:
+    """The first file was back, the checkout not changed yet."""
+    manifest = manifest_of(master, {"m.gguf": b"weights", "n": b"more"})
+    await store.fetch(manifest, ignore)
+    await damage(store, manifest)
+    shutil.copy(store.model_dir(manifest) / "n", blob := store.shelf.blob(manifest.files[0].sha256))
+    blob.write_bytes(b"weights")
+    place = store.model_dir(manifest) / "m.gguf"
+    assert place.read_bytes() != b"weights"
+    again = Store(store.shelf.blobs.parent, network)
+    again.in_use = lambda: [manifest]
+    again.take_over()
+    assert again.has(manifest)
+    assert place.read_bytes() == b"weights"
+    assert place.samefile(blob)
+    assert any("m.gguf" in name for name in again.mended), "an engine that it left running has read the damage"
+
+
+async def test_checkouts_are_looked_through_once_for_all_that_was_damaged(
+    master: TestMaster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(master, {f"{number}": os.urandom(10) for number in range(30)})
+    await store.fetch(manifest, ignore)
+    for file in manifest.files:
+        await store.note_damaged(file, "is not what it was")
+    store.in_use = lambda: [manifest]
+    looks, labels = [], store.shelf.labels
+    monkeypatch.setattr(store.shelf, "labels", lambda: looks.append(1) or labels())
+    await store.mend()
+    assert store.has(manifest)
+    assert len(looks) < 10
+
+
+async def test_a_version_that_goes_while_its_file_is_put_back_stops_nothing(master: TestMaster, store: Store) -> None:
+    stays, goes = (manifest_of(master, {"m.gguf": b"weights", "a": name}) for name in (b"1", b"2"))
+    for manifest in (stays, goes):
+        await store.fetch(manifest, ignore)
+    flip(store.model_dir(stays) / "m.gguf", 0)
+    (store.shelf.blob(stays.files[1].sha256)).unlink()
+    store._damaged = {stays.files[1].sha256: stays.files[1]}
+    labels = store.shelf.labels()
+    store.shelf.remove(goes.digest)
+    store.shelf.labels = lambda: labels  # type: ignore[method-assign]  # looked at just before
+    store.in_use = lambda: [stays]
+    await store.fetch(stays, ignore)
+    assert store.has(stays)
+    assert (store.model_dir(stays) / "m.gguf").read_bytes() == b"weights"
+    assert not list(store.shelf.models.glob(".link-*"))
