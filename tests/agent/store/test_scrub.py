@@ -17,6 +17,7 @@ import pytest
 from agent.home import AgentHome
 from agent.store import scrub
 from agent.store import store as store_module
+from agent.store.holder import _mended
 from agent.store.shelf import Shelf
 from tests.agent.conftest import make_script, manifest_of, running
 from tests.agent.master import TestMaster
@@ -169,6 +170,7 @@ async def test_until_it_is_mended_it_is_not_whole_and_no_engine_starts_with_it(
         model = told(master, manifest.digest)
         assert model is not None
         assert "damaged" in model.problem
+        await master.until(lambda: "does not have" in (told(master, manifest.digest) or model).problem)
         assert not agent._store.has(manifest)
     async with running(home) as agent:
         await until(lambda: not agent._store.has(manifest))
@@ -283,3 +285,78 @@ async def test_an_agent_that_is_short_of_something_throws_nothing_away(
             await until(lambda: len(tried) > 2)
             assert agent._store.has(manifest)
             assert os.fstat(before.fileno()).st_ino == blob_of(home, manifest).stat().st_ino, "the same file as before"
+
+
+async def test_what_cannot_be_mended_now_is_tried_again_while_others_are_read(
+    master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And why it is not is told."""
+    monkeypatch.setattr(scrub, "_MEND_EVERY_S", 0.1)
+    bad = manifest_of(master, {"m.gguf": b"weights"})
+    good = manifest_of(master, {f"{number}": os.urandom(2**20) for number in range(8)})
+    spec = make_script("sleep 1000", manifest=good)
+    used = make_script("sleep 1000", manifest=bad, instance_id="inst-2")
+    slow = CachePolicy(scrub_every_s=60.0, scrub_bytes_per_second=1_500_000)
+    async with running(home):
+        await master.want(spec, used, generation=1)
+        await master.until(lambda: is_whole(master, bad) and is_whole(master, good))
+        for file in good.files:
+            os.utime(Shelf(home.path).blob(file.sha256), (2, 2))
+        blob = blob_of(home, used.model, used.model.files[0].path)
+        flip(blob, 0)
+        os.utime(blob, (1, 1))
+        kept, master.blobs = master.blobs, {}
+        await master.want(spec, used, generation=2, cache=slow)
+        await master.until(lambda: not is_whole(master, bad))
+        master.blobs = kept
+        began = time.monotonic()
+        await until(lambda: blob.exists() and blob.read_bytes() == b"weights")
+        assert time.monotonic() - began < 3
+
+
+async def test_reading_ends_when_the_master_wants_none(master: TestMaster, home: AgentHome) -> None:
+    manifest = manifest_of(master, {f"{number}": os.urandom(2**20) for number in range(9)})
+    async with running(home) as agent:
+        await master.want(generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest))
+        slow = CachePolicy(scrub_every_s=0.0, scrub_bytes_per_second=4_000_000)
+        await master.want(generation=2, held=held(manifest), cache=slow)
+        await until(lambda: len(agent._scrub._times) == 1)
+        await master.want(generation=3, held=held(manifest))
+        await asyncio.sleep(1)
+        assert len(agent._scrub._times) < 4
+
+
+async def test_a_slower_pace_holds_from_then_on(master: TestMaster, home: AgentHome) -> None:
+    """What was read at the old one is not made up for."""
+    manifest = manifest_of(master, {"m.gguf": os.urandom(40 * 2**20)})
+    async with running(home) as agent:
+        await master.want(generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest))
+        began = time.monotonic()
+        policy = CachePolicy(scrub_every_s=YEAR_S, scrub_bytes_per_second=20_000_000)
+
+        def pace() -> CachePolicy:
+            late = time.monotonic() - began > 1
+            return msgspec.structs.replace(policy, scrub_bytes_per_second=10_000_000 if late else 40_000_000)
+
+        agent._scrub._policy = pace
+        await asyncio.to_thread(agent._scrub._hash, blob_of(home, manifest))
+        assert time.monotonic() - began < 3
+
+
+async def test_a_version_without_files_stops_nothing(master: TestMaster, home: AgentHome) -> None:
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    async with running(home):
+        await master.want(make_script("sleep 1000"), generation=1, held=held(manifest), cache=ALWAYS)
+        await until(lambda: len(Shelf(home.path).verified()) == 1)
+
+
+async def test_the_alarm_names_a_few_and_counts_the_rest() -> None:
+    """A message of the agent may have 900,000 bytes, and a page a sentence."""
+    now = time.time()
+    alarm = _mended({f"m:1: {number:05}.safetensors": now for number in range(20_000)})
+    assert "00000.safetensors" in alarm
+    assert "and 19995 more" in alarm
+    assert len(alarm) < 500
+    assert "more" not in _mended({"m:1: a": now})
