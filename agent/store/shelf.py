@@ -144,6 +144,7 @@ class Shelf:
         blob, part = self.blob(file.sha256), self.part(file.sha256)
         if keep and not part.exists():
             self.partial.mkdir(parents=True, exist_ok=True)
+            self._remove_part(part)  # what may be left of it would say that all of it is right
             try:
                 _copy_readable(blob, part, file.size_bytes)
             except OSError as error:

@@ -7,7 +7,9 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.store import Store
@@ -17,6 +19,7 @@ from tests.agent.master import TestMaster
 from tests.agent.store.test_scrub import flip
 from tests.agent.store.test_store import ignore
 from wire.manifest import Manifest
+from wire.pieces import PIECE_BYTES, pack
 
 pytestmark = pytest.mark.asyncio
 
@@ -114,3 +117,36 @@ async def test_a_version_that_goes_while_its_file_is_put_back_stops_nothing(mast
     assert store.has(stays)
     assert (store.model_dir(stays) / "m.gguf").read_bytes() == b"weights"
     assert not list(store.shelf.models.glob(".link-*"))
+
+
+async def test_what_a_neighbour_has_leaves_no_part_behind(master: TestMaster, store: Store, folder: Path) -> None:
+    """Nothing but a full disk would ever remove it: it is as large as the file."""
+    data = os.urandom(1000)
+    manifest = manifest_of(master, {"m.gguf": data})
+    await store.fetch(manifest, ignore)
+    store.in_use = lambda: [manifest]
+    await damage(store, manifest)
+    assert list(store.shelf.partial.iterdir())
+    sha256 = manifest.files[0].sha256
+    neighbour = folder / "neighbour" / sha256[:2] / sha256
+    neighbour.parent.mkdir(parents=True)
+    neighbour.write_bytes(data)
+    master.neighbours = (str(folder / "neighbour"),)
+    await store.mend()
+    assert store.has(manifest)
+    assert store.shelf.blob(sha256).samefile(neighbour)
+    assert not list(store.shelf.partial.iterdir())
+
+
+async def test_notes_of_an_earlier_fetch_do_not_vouch_for_damage(master: TestMaster, store: Store) -> None:
+    """An agent was killed between the end of the fetch and the removal of the notes."""
+    data = os.urandom(2 * PIECE_BYTES)
+    manifest = manifest_of(master, {"m.gguf": data})
+    await store.fetch(manifest, ignore)
+    store.in_use = lambda: [manifest]
+    have = store.shelf.part(manifest.files[0].sha256).with_suffix(".have")
+    have.write_bytes(msgspec.json.encode({"size_bytes": len(data), "done": pack({0, 1}, 2)}))
+    asked = len(master.blob_ranges)
+    await damage(store, manifest)
+    await store.mend()
+    assert len(master.blob_ranges) == asked + 1
