@@ -28,6 +28,9 @@ _KEEP_SELDOM = 20
 """Times as long as it took."""
 _SKEW_S = 3600.0
 _CHUNK_BYTES = 1 << 20
+_DROPPED_BYTES = 16 * _CHUNK_BYTES
+"""More than the chunk, as the kernel drops what it read ahead only whole; not all of it, as it walks each time through
+the pages that an engine has mapped."""
 _BURST_S = 1.0
 _NICENESS = 15
 _DAMAGE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO}
@@ -130,7 +133,8 @@ class Scrub:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 done_bytes += len(chunk)
-                os.posix_fadvise(file.fileno(), 0, done_bytes, os.POSIX_FADV_DONTNEED)
+                behind = max(0, done_bytes - _DROPPED_BYTES)
+                os.posix_fadvise(file.fileno(), behind, done_bytes - behind, os.POSIX_FADV_DONTNEED)
                 pace = self._policy().scrub_bytes_per_second
                 due = max(due, time.monotonic() - _BURST_S) + (len(chunk) / pace if pace else 0.0)
                 if self._stopped.wait(max(0.0, due - time.monotonic())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -343,6 +344,21 @@ async def test_a_slower_pace_holds_from_then_on(master: TestMaster, home: AgentH
         agent._scrub._policy = pace
         await asyncio.to_thread(agent._scrub._hash, blob_of(home, manifest))
         assert time.monotonic() - began < 3
+
+
+async def test_leaving_the_page_cache_alone_costs_the_same_at_the_end_of_a_file_as_at_its_start(
+    master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(master, {"m.gguf": os.urandom(40 * 2**20)})
+    spans = []
+    async with running(home) as agent:
+        await master.want(generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest))
+        monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: spans.append((start, length)))
+        await asyncio.to_thread(agent._scrub._hash, blob_of(home, manifest))
+    assert max(length for _, length in spans) <= 16 * 2**20
+    assert all(start <= before[0] + before[1] for before, (start, _) in itertools.pairwise(spans)), "without a gap"
+    assert (spans[0][0], sum(spans[-1])) == (0, 40 * 2**20)
 
 
 async def test_a_version_without_files_stops_nothing(master: TestMaster, home: AgentHome) -> None:
