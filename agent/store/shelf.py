@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -142,18 +143,20 @@ class Shelf:
         from the checkouts too: they would hold the room that the right one needs.
         """
         blob, part = self.blob(file.sha256), self.part(file.sha256)
-        if keep and not part.exists():
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self._remove_part(part)  # what may be left of it would say that all of it is right
-            try:
-                _copy_readable(blob, part, file.size_bytes)
-            except OSError as error:
-                log.info("store.nothing_kept", blob=file.sha256, error=str(error))
-                part.unlink(missing_ok=True)
+        try:
+            with blob.open("rb") as reader:
+                blob.unlink()  # first: it is missing from now on, also for another agent if this one is killed
+                if keep and not part.exists():
+                    self.partial.mkdir(parents=True, exist_ok=True)
+                    self._remove_part(part)  # what may be left of it would say that all of it is right
+                    _copy_readable(reader, part, file.size_bytes)
+        except OSError as error:
+            log.info("store.nothing_kept", blob=file.sha256, error=str(error))
+            part.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
         if not keep:
             for place in [place for _, one, place in self._places() if one.sha256 == file.sha256]:
                 place.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
 
     def _places(self) -> Iterator[tuple[Label, ManifestFile, Path]]:
         """Every file of every checkout."""
@@ -262,12 +265,12 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def _copy_readable(source: Path, target: Path, size_bytes: int) -> None:
+def _copy_readable(source: BinaryIO, target: Path, size_bytes: int) -> None:
     """With holes where the disk does not give the bytes."""
-    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
+    with target.open("wb") as writer:
         for at in range(0, size_bytes, PIECE_BYTES):
             with contextlib.suppress(OSError):
-                data = os.pread(reader.fileno(), min(PIECE_BYTES, size_bytes - at), at)
+                data = os.pread(source.fileno(), min(PIECE_BYTES, size_bytes - at), at)
                 writer.seek(at)
                 writer.write(data)
         writer.truncate(size_bytes)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.store import Store
+from agent.store import Store, shelf
 from agent.store.sources import Network
 from tests.agent.conftest import manifest_of
 from tests.agent.master import TestMaster
@@ -150,3 +150,26 @@ async def test_notes_of_an_earlier_fetch_do_not_vouch_for_damage(master: TestMas
     await damage(store, manifest)
     await store.mend()
     assert len(master.blob_ranges) == asked + 1
+
+
+async def test_an_agent_that_is_killed_while_it_keeps_a_copy_does_not_forget_the_damage(
+    master: TestMaster, store: Store, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a hundred gigabytes, or the agent was told to stop."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    data = os.urandom(2 * PIECE_BYTES)
+    manifest = manifest_of(master, {"m.gguf": data})
+    await store.fetch(manifest, ignore)
+    monkeypatch.setattr(shelf, "_copy_readable", killed)
+    flip(store.shelf.blob(manifest.files[0].sha256), 0)
+    with pytest.raises(KeyboardInterrupt):
+        store.shelf.set_aside(manifest.files[0], keep=True)
+    again = Store(store.shelf.blobs.parent, network)
+    again.in_use = lambda: [manifest]
+    again.take_over()
+    assert not again.has(manifest)
+    await again.mend()
+    assert (store.model_dir(manifest) / "m.gguf").read_bytes() == data
