@@ -76,11 +76,12 @@ class Scrub:
         try:
             await self._store.mend()
             self._failures = 0
-        except AgentError as error:
+        except Exception as error:  # whatever it is: the others are read all the same
             self._failures += 1
             rest_s = min(_MEND_AT_LEAST_EVERY_S, _MEND_EVERY_S * 2.0 ** min(self._failures, 16))
             self._mend_at = time.monotonic() + rest_s
-            log.warning("scrub.not_mended", reason=error.message, failures=self._failures)
+            foreseen = isinstance(error, AgentError)
+            log.warning("scrub.not_mended", reason=str(error), failures=self._failures, exc_info=not foreseen)
 
     async def _look(self) -> None:
         for file in await asyncio.to_thread(self._due):

@@ -152,7 +152,8 @@ class Shelf:
                     _copy_readable(reader, part, file.size_bytes)
         except OSError as error:
             log.info("store.nothing_kept", blob=file.sha256, error=str(error))
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
         blob.unlink(missing_ok=True)
         if not keep:
             for place in [place for _, one, place in self._places() if one.sha256 == file.sha256]:

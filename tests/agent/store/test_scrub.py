@@ -270,7 +270,7 @@ async def test_notes_that_cannot_be_read_are_none(home: AgentHome) -> None:
 async def test_an_agent_that_is_short_of_something_throws_nothing_away(
     master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    manifest = manifest_of(master, {"m.gguf": b"weights", "n": b"1", "o": b"2"})
     tried = []
 
     def out_of_files(*_: object) -> None:
@@ -283,7 +283,7 @@ async def test_an_agent_that_is_short_of_something_throws_nothing_away(
         monkeypatch.setattr(os, "posix_fadvise", out_of_files)
         with blob_of(home, manifest).open("rb") as before:
             await master.want(generation=2, held=held(manifest), cache=ALWAYS)
-            await until(lambda: len(tried) > 2)
+            await until(lambda: len(tried) == 3)
             assert agent._store.has(manifest)
             assert os.fstat(before.fileno()).st_ino == blob_of(home, manifest).stat().st_ino, "the same file as before"
 
@@ -313,6 +313,26 @@ async def test_what_cannot_be_mended_now_is_tried_again_while_others_are_read(
         began = time.monotonic()
         await until(lambda: blob.exists() and blob.read_bytes() == b"weights")
         assert time.monotonic() - began < 3
+
+
+async def test_what_breaks_the_mending_does_not_break_the_reading(
+    master: TestMaster, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub, "_MEND_AT_LEAST_EVERY_S", 0.1)
+    manifest = manifest_of(master, {"bad": b"1", "good": b"2"})
+    partial = Shelf(home.path).partial
+    async with running(home):
+        await master.want(generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest))
+        partial.rename(partial.with_name("away"))
+        partial.touch()  # no part can be opened in it
+        bad = blob_of(home, manifest, "bad")
+        flip(bad, 0)
+        os.utime(bad, (1, 1))
+        await master.want(generation=2, held=held(manifest), cache=ALWAYS)
+        await until(lambda: blob_of(home, manifest, "good").name in Shelf(home.path).verified())
+        partial.unlink()
+        await until(lambda: bad.exists() and bad.read_bytes() == b"1")
 
 
 async def test_reading_ends_when_the_master_wants_none(master: TestMaster, home: AgentHome) -> None:
