@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-import msgspec
 import structlog
 
 from agent.errors import AgentError
@@ -129,9 +128,6 @@ class Holder:
                     held=True,
                     problem=problem,
                 )
-            elif problem and models[digest].problem:  # damaged here
-                why = f"{models[digest].problem}; that failed: {problem}"
-                models[digest] = msgspec.structs.replace(models[digest], problem=why)
         used = sum(self._store.shelf.blob_sizes().values())
         free = self._store.free_bytes()
         return Cache(

@@ -64,6 +64,7 @@ class Store:
         self._evicting = threading.RLock()
         self._parts: dict[str, tuple[Part, Swarm]] = {}
         self._damaged: dict[str, ManifestFile] = {}  # of checkouts here: their blob is missing
+        self._vain: Mapping[str, str] = {}  # digests of versions that could not be mended, and why
         self.mended: Mapping[str, float] = {}
         """`name: file` of files in use that were damaged and are whole again, and when (Unix time)."""
         self.verified: Mapping[str, float] = {}
@@ -178,6 +179,9 @@ class Store:
         wanted = [label for label in broken if label.manifest.digest in bound]
         fetches = (self.fetch(label.manifest, lambda share: None, label.model_name) for label in wanted)
         ends = await asyncio.gather(*fetches, return_exceptions=True)
+        tried = zip(wanted, ends, strict=True)
+        self._vain = {label.manifest.digest: str(end) for label, end in tried if isinstance(end, BaseException)}
+        self.changed()
         async with self._checkout_lock:
             labels = await asyncio.to_thread(self.shelf.labels)
             here = {file.sha256 for label, _ in labels for file in label.manifest.files}
@@ -395,8 +399,13 @@ class Store:
             from_master_bytes=came[True],
             from_peers_bytes=came[False],
             verified_at=self.verified.get(manifest.digest, 0.0),
-            problem="a file was damaged on this disk: it is fetched again" if self._lacks(manifest) else "",
+            problem=self._problem(manifest),
         )
+
+    def _problem(self, manifest: Manifest) -> str:
+        """Why what is damaged does not come; nothing while it does: the master then waits for it."""
+        why = self._vain.get(manifest.digest, "")
+        return f"a file was damaged on this disk, and does not come: {why}" if why and self._lacks(manifest) else ""
 
     def share(self, manifest: Manifest) -> float:
         """How much of a manifest's bytes is here, 0 to 1."""

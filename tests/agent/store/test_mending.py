@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.errors import FetchFailed
 from agent.store import Store, shelf
 from agent.store.sources import Network
 from tests.agent.conftest import manifest_of
@@ -173,3 +174,24 @@ async def test_an_agent_that_is_killed_while_it_keeps_a_copy_does_not_forget_the
     assert not again.has(manifest)
     await again.mend()
     assert (store.model_dir(manifest) / "m.gguf").read_bytes() == data
+
+
+async def test_damage_is_a_problem_once_it_could_not_be_mended(master: TestMaster, store: Store) -> None:
+    """The master replaces an instance in place at once when its model has a problem; else when it is there."""
+    manifest = manifest_of(master, {"m.gguf": b"weights"})
+    await store.fetch(manifest, ignore)
+    store.in_use = lambda: [manifest]
+    await damage(store, manifest)
+    (model,) = store.cached()
+    assert model.progress < 1
+    assert model.problem == ""
+    kept, master.blobs = master.blobs, {}
+    with pytest.raises(FetchFailed):
+        await store.mend()
+    (model,) = store.cached()
+    assert "damaged" in model.problem
+    assert "does not have" in model.problem
+    master.blobs = kept
+    await store.mend()
+    (model,) = store.cached()
+    assert (model.progress, model.problem) == (1.0, "")
