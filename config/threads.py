@@ -65,10 +65,11 @@ class _Thread(ThreadPoolExecutor):
 
     def when_free(self, tell: Callable[[], object]) -> None:
         """After what it has begun: the work of a client that left goes on until its end."""
-        if self._newest is None:
+        newest = self._newest
+        if newest is None or (newest.done() and not newest.cancelled()):
             tell()
         else:
-            self._newest.add_done_callback(lambda _: tell())
+            self.submit(tell)  # the newest may end before those ahead of it: by being cancelled
 
     def end(self) -> None:
         self.submit(connections.close_all)

@@ -17,6 +17,7 @@ from wire.messages import Cache, CachedModel, DesiredState, HeldModel
 _LOOK_EVERY_S = 10.0
 _CLEAN_EVERY_S = 60.0
 _MENDED_TOLD_S = 24 * 3600.0
+_NAMES_TOLD = 5
 _LOW_SHARE = 2
 """Below this many times the reserve the disk is called low."""
 
@@ -168,7 +169,9 @@ def _mended(files: Mapping[str, float]) -> str:
     if not recent:
         return ""
     latest = datetime.fromtimestamp(max(recent.values()), UTC)
+    names = sorted(recent)[:_NAMES_TOLD]
+    more = f" and {len(recent) - len(names)} more" if len(recent) > len(names) else ""
     return (
-        f"files were damaged on this disk and have been fetched again ({', '.join(sorted(recent))}): "
+        f"files were damaged on this disk and have been fetched again ({', '.join(names)}{more}): "
         f"restart engines that were started before {latest:%Y-%m-%d %H:%M} UTC, they may have read the damage"
     )

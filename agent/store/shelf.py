@@ -18,8 +18,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -74,7 +75,7 @@ class Shelf:
     def has_blob(self, file: ManifestFile) -> bool:
         try:
             return self.blob(file.sha256).stat().st_size == file.size_bytes
-        except FileNotFoundError:
+        except OSError:  # not there, or where the disk is damaged
             return False
 
     def blob_sizes(self) -> dict[str, int]:
@@ -138,33 +139,52 @@ class Shelf:
     def set_aside(self, file: ManifestFile, keep: bool) -> None:
         """A blob that is not what it was goes. `keep`: as a part, so that what is right of it need not come again.
 
-        Copied, as engines that run have the file open, and other stores may have a link to it.
+        Copied, as engines that run have the file open, and other stores may have a link to it. Without `keep` it goes
+        from the checkouts too: they would hold the room that the right one needs.
         """
         blob, part = self.blob(file.sha256), self.part(file.sha256)
-        if keep and not part.exists():
-            self.partial.mkdir(parents=True, exist_ok=True)
-            try:
-                _copy_readable(blob, part, file.size_bytes)
-            except OSError as error:
-                log.info("store.nothing_kept", blob=file.sha256, error=str(error))
-                part.unlink(missing_ok=True)
+        try:
+            with blob.open("rb") as reader:
+                blob.unlink()  # first: it is missing from now on, also for another agent if this one is killed
+                if keep and not part.exists():
+                    self.partial.mkdir(parents=True, exist_ok=True)
+                    self._remove_part(part)  # what may be left of it would say that all of it is right
+                    _copy_readable(reader, part, file.size_bytes)
+        except OSError as error:
+            log.info("store.nothing_kept", blob=file.sha256, error=str(error))
+            with contextlib.suppress(OSError):
+                part.unlink()
         blob.unlink(missing_ok=True)
+        if not keep:
+            for place in [place for _, one, place in self._places() if one.sha256 == file.sha256]:
+                place.unlink(missing_ok=True)
 
-    def relink(self, sha256: str) -> list[str]:
-        """Checkouts with another file in the place of this blob get the blob; their digests.
-
-        An engine keeps what it has open.
-        """
-        blob, found = self.blob(sha256), []
+    def _places(self) -> Iterator[tuple[Label, ManifestFile, Path]]:
+        """Every file of every checkout."""
         for label, _ in self.labels():
+            checkout = self.checkout(label.manifest.digest)
             for file in label.manifest.files:
-                place = self.checkout(label.manifest.digest) / file.path
-                if file.sha256 != sha256 or (place.exists() and place.samefile(blob)):
-                    continue
-                link = self.models / f".link-{uuid.uuid4().hex}"
-                os.link(blob, link)
+                yield label, file, checkout / file.path
+
+    def relink(self, sha256s: Collection[str]) -> list[tuple[Label, ManifestFile]]:
+        """Checkouts with another file in the place of one of these blobs get the blob; which, and what it is there.
+
+        An engine keeps what it has open. Raises FetchFailed.
+        """
+        found = []
+        for label, file, place in self._places():
+            if file.sha256 not in sha256s or _is_same(place, self.blob(file.sha256)):
+                continue
+            link = self.models / f".link-{uuid.uuid4().hex}"
+            try:
+                os.link(self.blob(file.sha256), link)
                 link.replace(place)
-                found.append(label.manifest.digest)
+            except OSError as error:
+                link.unlink(missing_ok=True)
+                if self.checkout(label.manifest.digest).is_dir():  # else it was evicted just now
+                    raise FetchFailed(f"{file.path} could not be put back into its place: {error}") from error
+            else:
+                found.append((label, file))
         return found
 
     def remove_blob(self, sha256: str) -> None:
@@ -239,12 +259,19 @@ class Shelf:
             raise
 
 
-def _copy_readable(source: Path, target: Path, size_bytes: int) -> None:
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _copy_readable(source: BinaryIO, target: Path, size_bytes: int) -> None:
     """With holes where the disk does not give the bytes."""
-    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
+    with target.open("wb") as writer:
         for at in range(0, size_bytes, PIECE_BYTES):
             with contextlib.suppress(OSError):
-                data = os.pread(reader.fileno(), min(PIECE_BYTES, size_bytes - at), at)
+                data = os.pread(source.fileno(), min(PIECE_BYTES, size_bytes - at), at)
                 writer.seek(at)
                 writer.write(data)
         writer.truncate(size_bytes)

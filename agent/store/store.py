@@ -64,7 +64,8 @@ class Store:
         self._evicting = threading.RLock()
         self._parts: dict[str, tuple[Part, Swarm]] = {}
         self._damaged: dict[str, ManifestFile] = {}  # of checkouts here: their blob is missing
-        self.mended: dict[str, float] = {}
+        self._vain: Mapping[str, str] = {}  # digests of versions that could not be mended, and why
+        self.mended: Mapping[str, float] = {}
         """`name: file` of files in use that were damaged and are whole again, and when (Unix time)."""
         self.verified: Mapping[str, float] = {}
         """Digests of versions, and when all their files had been read again (Unix time; 0.0: never since they came)."""
@@ -145,8 +146,8 @@ class Store:
             async with self._checkout_lock:
                 if not self.model_dir(manifest).is_dir():
                     await asyncio.to_thread(self.shelf.check_out, manifest, model_name)
-                for sha256 in self._lacks(manifest):
-                    await asyncio.to_thread(self._mended, sha256, model_name)
+                if lacked := self._lacks(manifest):
+                    await asyncio.to_thread(self._relink, lacked)
             return self.model_dir(manifest)
         finally:
             watcher.cancel()
@@ -174,22 +175,30 @@ class Store:
         broken = [label for label, _ in labels if self._lacks(label.manifest)]
         unused = [label.manifest.digest for label in broken if label.manifest.digest not in bound]
         if unused:
-            with self._evicting:
-                await asyncio.to_thread(self._evict, 0, unused)
+            await asyncio.to_thread(self._drop, unused)
         wanted = [label for label in broken if label.manifest.digest in bound]
         fetches = (self.fetch(label.manifest, lambda share: None, label.model_name) for label in wanted)
         ends = await asyncio.gather(*fetches, return_exceptions=True)
-        here = {file.sha256 for label, _ in labels if label.manifest.digest in bound for file in label.manifest.files}
-        self._damaged = {sha256: file for sha256, file in self._damaged.items() if sha256 in here}
+        tried = zip(wanted, ends, strict=True)
+        self._vain = {label.manifest.digest: str(end) for label, end in tried if isinstance(end, BaseException)}
+        self.changed()
+        async with self._checkout_lock:
+            labels = await asyncio.to_thread(self.shelf.labels)
+            here = {file.sha256 for label, _ in labels for file in label.manifest.files}
+            self._damaged = {sha256: file for sha256, file in self._damaged.items() if sha256 in here}
         for error in [end for end in ends if isinstance(end, BaseException)]:
             raise error
 
-    def _mended(self, sha256: str, model_name: str) -> None:
-        changed = self.shelf.relink(sha256)
-        file = self._damaged.pop(sha256)
-        log.info("store.mended", file=file.path, blob=sha256, checkouts=changed)
-        if {manifest.digest for manifest in self.in_use()} & set(changed):
-            self.mended[f"{model_name}: {file.path}"] = time.time()
+    def _relink(self, sha256s: Collection[str]) -> None:
+        """Blobs that are right go into every checkout that has another file in their place. Raises FetchFailed."""
+        in_use = {manifest.digest for manifest in self.in_use()}
+        changed = self.shelf.relink(set(sha256s))
+        for label, file in changed:
+            log.info("store.mended", model=label.model_name, file=file.path, blob=file.sha256)
+        used = [(label, file) for label, file in changed if label.manifest.digest in in_use]
+        self.mended = {**self.mended, **{f"{label.model_name}: {file.path}": time.time() for label, file in used}}
+        for sha256 in sha256s:
+            self._damaged.pop(sha256, None)
 
     async def _bring(self, manifest: Manifest) -> None:
         """Every blob of a manifest into its place."""
@@ -291,6 +300,10 @@ class Store:
         self.shelf.adopt_unlabelled([*self.in_use(), *self.held()])
         files = {file.sha256: file for label, _ in self.shelf.labels() for file in label.manifest.files}
         self._damaged = {sha256: file for sha256, file in files.items() if not self.shelf.has_blob(file)}
+        try:
+            self._relink(files.keys() - self._damaged.keys())  # an agent was killed before it had
+        except FetchFailed as error:
+            log.warning("store.not_relinked", reason=error.message)
 
     def _kept(self) -> list[Kept]:
         bound = {manifest.digest for manifest in self._bound()}
@@ -308,14 +321,19 @@ class Store:
     def _bound(self) -> list[Manifest]:
         return [*self.in_use(), *self.held(), *self._fetching]
 
+    def _drop(self, digests: Collection[str]) -> None:
+        with self._evicting:
+            self._evict(0, digests)
+
     def _evict(self, excess_bytes: int, going: Collection[str] = ()) -> int:
-        """Free that much, or as much as is not in use."""
+        """Free that much, or as much as is not in use; of `going`, what nothing needs by now."""
         if excess_bytes <= 0 and not going:
             return 0
         needed = {file.sha256 for manifest in self._bound() for file in manifest.files}
         freed = self.shelf.remove_parts(needed) if excess_bytes > 0 else 0
         sizes = self.shelf.blob_sizes()
         kept = self._kept()
+        going = [one.digest for one in kept if one.digest in going and not one.bound]
         gone = set(to_evict(kept, sizes, excess_bytes - freed, going))
         needed |= {sha256 for one in kept if one.digest not in gone for sha256 in one.blobs}
         for digest in gone:
@@ -381,8 +399,13 @@ class Store:
             from_master_bytes=came[True],
             from_peers_bytes=came[False],
             verified_at=self.verified.get(manifest.digest, 0.0),
-            problem="a file was damaged on this disk: it is fetched again" if self._lacks(manifest) else "",
+            problem=self._problem(manifest),
         )
+
+    def _problem(self, manifest: Manifest) -> str:
+        """Why what is damaged does not come; nothing while it does: the master then waits for it."""
+        why = self._vain.get(manifest.digest, "")
+        return f"a file was damaged on this disk, and does not come: {why}" if why and self._lacks(manifest) else ""
 
     def share(self, manifest: Manifest) -> float:
         """How much of a manifest's bytes is here, 0 to 1."""

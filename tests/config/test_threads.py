@@ -130,6 +130,40 @@ def test_the_work_of_a_client_that_left_holds_up_nobody() -> None:
     application.close()
 
 
+def test_a_thread_is_not_free_when_what_waited_for_it_was_cancelled() -> None:
+    """The server gives a request up for good a while after its client left: Django's last words wait in line then."""
+    began, release = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        release.wait(20)
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await sync_to_async(work)()
+        finally:
+            await sync_to_async(str)()
+
+    async def nothing(*_: object) -> Any: ...
+
+    async def ask() -> None:
+        left = asyncio.create_task(application(dict(SCOPE), nothing, nothing))
+        await asyncio.to_thread(began.wait, 20)
+        for _ in range(2):  # as the client leaves, then as the server has waited long enough
+            left.cancel()
+            await asyncio.wait({left}, timeout=0.1)
+        assert left.done()
+        await asyncio.sleep(0.1)
+        assert not application._idle, "it still works"
+        release.set()
+        while not application._idle:
+            await asyncio.sleep(0.01)
+
+    application = KeptThreads(inner)
+    async_to_sync(ask)()
+    application.close()
+
+
 def test_what_is_not_http_passes() -> None:
     seen = []
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from agent.errors import CannotRun, CorruptBlob, DiskFull, FetchFailed
 from agent.home import AgentHome
@@ -20,10 +17,8 @@ from agent.store.parts import open_part
 from agent.store.sources import Network
 from tests.agent.conftest import manifest_of
 from tests.agent.master import TestMaster
-from wire.certs import load_signing_key
 from wire.manifest import Manifest, ManifestFile
 from wire.pieces import PIECE_BYTES
-from wire.tokens import make_node_token
 
 pytestmark = pytest.mark.asyncio
 MIB = 2**20
@@ -33,26 +28,11 @@ def ignore(share: float) -> None:
     """No one looks at the progress."""
 
 
-@pytest_asyncio.fixture
-async def network(home: AgentHome) -> AsyncIterator[Network]:
-    identity = home.identity()
-    assert identity is not None
-    key = load_signing_key(identity.signing_key_pem)
-    made = Network(identity, lambda: make_node_token(key, identity.node_id, time.time()), home.relay_pem)
-    yield made
-    await made.close()
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sources that fail are asked again at once."""
     monkeypatch.setattr(swarm, "_REST_S", 0.01)
     monkeypatch.setattr(swarm, "_STALL_S", 1.0)
-
-
-@pytest.fixture
-def store(home: AgentHome, network: Network) -> Store:
-    return Store(home.path, network)
 
 
 async def test_files_are_checked_out_as_links_to_verified_blobs(master: TestMaster, store: Store) -> None:
