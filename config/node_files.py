@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 from asgiref.sync import ThreadSensitiveContext
 from django.core.handlers.asgi import ASGIHandler
@@ -14,12 +15,14 @@ from django.http.response import HttpResponseBase
 from config.ports import Application, Receive, Scope, Send
 
 PREFIXES = ("/api/v1/blobs/", "/api/v1/manifests/")
+_THREADS = 4
+"""One that waits for a lock of the database holds up a share of the questions only."""
 
 
 class NodeFiles(ASGIHandler):
     """ASGI: serves `PREFIXES` by Django's views without its middlewares (sessions, CSRF, messages, logs of requests).
 
-    One thread of its own asks the database for all of them, so that a long answer holds neither a thread nor a
+    A few threads of its own ask the database for all of them, so that a long answer holds neither a thread nor a
     connection. All else goes to `otherwise`.
     """
 
@@ -28,12 +31,14 @@ class NodeFiles(ASGIHandler):
     def __init__(self, otherwise: Application) -> None:
         super().__init__()
         self._otherwise = otherwise
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="node-files")
+        self._threads = [ThreadPoolExecutor(1, "node-files") for _ in range(_THREADS)]
+        self._turns = cycle(self._threads)
 
     def close(self) -> None:
-        """End its thread, and the thread's connection."""
-        self._thread.submit(connections.close_all)
-        self._thread.shutdown()
+        """End its threads, and their connections."""
+        for thread in self._threads:
+            thread.submit(connections.close_all)
+            thread.shutdown()
 
     def load_middleware(self, is_async: bool = False) -> None:
         """As of `settings.MIDDLEWARE = []`."""
@@ -45,7 +50,7 @@ class NodeFiles(ASGIHandler):
         if not scope["path"].startswith(PREFIXES):
             await self._otherwise(scope, receive, send)
             return
-        async with ThreadSensitiveContext(executor=self._thread):
+        async with ThreadSensitiveContext(executor=next(self._turns)):
             await self.handle(scope, receive, send)
 
     async def _respond(self, request: HttpRequest) -> HttpResponseBase:

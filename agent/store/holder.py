@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 
 import structlog
 
@@ -16,8 +15,6 @@ from wire.messages import Cache, CachedModel, DesiredState, HeldModel
 
 _LOOK_EVERY_S = 10.0
 _CLEAN_EVERY_S = 60.0
-_MENDED_TOLD_S = 24 * 3600.0
-_NAMES_TOLD = 5
 _LOW_SHARE = 2
 """Below this many times the reserve the disk is called low."""
 
@@ -135,7 +132,7 @@ class Holder:
             used_bytes=used,
             quota_bytes=self._store.quota_bytes,
             disk_free_bytes=free // 2**26 * 2**26,  # in steps: what others write is no news
-            alarm=_alarm(used, self._store.quota_bytes, free) or _mended(self._store.mended),
+            alarm=_alarm(used, self._store.quota_bytes, free) or self._store.damage.alarm(),
         )
 
     def news(self) -> Cache | None:
@@ -161,17 +158,3 @@ def _alarm(used_bytes: int, quota_bytes: int | None, free_bytes: int) -> str:
             f"more than the quota of {quota_bytes / 1e9:.1f} GB"
         )
     return ""
-
-
-def _mended(files: Mapping[str, float]) -> str:
-    """What engines may have read before it was found."""
-    recent = {name: at for name, at in files.items() if time.time() - at < _MENDED_TOLD_S}
-    if not recent:
-        return ""
-    latest = datetime.fromtimestamp(max(recent.values()), UTC)
-    names = sorted(recent)[:_NAMES_TOLD]
-    more = f" and {len(recent) - len(names)} more" if len(recent) > len(names) else ""
-    return (
-        f"files were damaged on this disk and have been fetched again ({', '.join(names)}{more}): "
-        f"restart engines that were started before {latest:%Y-%m-%d %H:%M} UTC, they may have read the damage"
-    )

@@ -52,7 +52,7 @@ class Scrub:
         self._thread = ThreadPoolExecutor(1, "scrub", initializer=_yield_to_others)
 
     async def run(self) -> None:
-        self._times = await asyncio.to_thread(self._store.shelf.verified)
+        self._times = await asyncio.to_thread(self._store.shelf.times, "verified")
         looked: CachePolicy | None = None
         look_at = 0.0
         try:
@@ -146,7 +146,7 @@ class Scrub:
         began = time.monotonic()
         here = self._store.shelf.blob_sizes()
         self._times = {sha256: at for sha256, at in self._times.items() if sha256 in here}
-        self._store.shelf.keep_verified(self._times)
+        self._store.shelf.keep_times("verified", self._times)
         self._tell()
         ended = time.monotonic()  # with hundreds of thousands of files it is work of its own
         self._keep_at = ended + max(_KEEP_EVERY_S, _KEEP_SELDOM * (ended - began))

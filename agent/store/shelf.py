@@ -3,6 +3,7 @@
 HOME/blobs/ab/abcd...             whole and verified, mode 0444
 HOME/blobs/partial/               on their way (`parts`)
 HOME/blobs/verified.json          when blobs were read again and found right (`scrub`)
+HOME/blobs/mended.json            when files that engines had open were replaced (`damage`)
 HOME/models/<digest>/             a checkout: hard links, there only when it is complete
 HOME/models/<digest>.json         its manifest and name (`Label`); the file's time is when it was used last
 
@@ -62,15 +63,15 @@ class Shelf:
     def _label(self, digest: str) -> Path:
         return self.models / f"{digest}.json"
 
-    def verified(self) -> dict[str, float]:
-        """Unix time at which blobs were read again and found right; empty when it cannot be read."""
+    def times(self, name: str) -> dict[str, float]:
+        """Unix times that were kept under a name; empty when they cannot be read."""
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode((self.blobs / "verified.json").read_bytes(), type=dict[str, float])
+            return msgspec.json.decode((self.blobs / f"{name}.json").read_bytes(), type=dict[str, float])
         return {}
 
-    def keep_verified(self, times: Mapping[str, float]) -> None:
+    def keep_times(self, name: str, times: Mapping[str, float]) -> None:
         if self.blobs.is_dir():
-            write_whole(self.blobs / "verified.json", msgspec.json.encode(times))
+            write_whole(self.blobs / f"{name}.json", msgspec.json.encode(times))
 
     def has_blob(self, file: ManifestFile) -> bool:
         try:

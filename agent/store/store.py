@@ -18,6 +18,7 @@ import structlog
 from agent.errors import CannotRun, DiskFull, FetchFailed
 from agent.store.blob import Blob, opened
 from agent.store.cache import Kept, surplus, to_evict
+from agent.store.damage import Damage
 from agent.store.parts import Part, open_part
 from agent.store.shelf import Shelf, differs
 from agent.store.sources import MASTER, PeerSource
@@ -63,10 +64,7 @@ class Store:
         self._names: dict[str, str] = {}
         self._evicting = threading.RLock()
         self._parts: dict[str, tuple[Part, Swarm]] = {}
-        self._damaged: dict[str, ManifestFile] = {}  # of checkouts here: their blob is missing
-        self._vain: Mapping[str, str] = {}  # digests of versions that could not be mended, and why
-        self.mended: Mapping[str, float] = {}
-        """`name: file` of files in use that were damaged and are whole again, and when (Unix time)."""
+        self.damage = Damage(self.shelf)
         self.verified: Mapping[str, float] = {}
         """Digests of versions, and when all their files had been read again (Unix time; 0.0: never since they came)."""
         self._came: dict[str, Counter[bool]] = {}  # digest -> bytes, by whether they came from the master
@@ -111,11 +109,7 @@ class Store:
         return self.shelf.checkout(manifest.digest)
 
     def has(self, manifest: Manifest) -> bool:
-        return self.model_dir(manifest).is_dir() and not self._lacks(manifest)
-
-    def _lacks(self, manifest: Manifest) -> list[str]:
-        """Files of a checkout that are damaged."""
-        return [file.sha256 for file in manifest.files if file.sha256 in self._damaged] if self._damaged else []
+        return self.model_dir(manifest).is_dir() and not self.damage.of(manifest)
 
     async def prepare(self, spec: InstanceSpec, progress: Callable[[float], None]) -> Path:
         """Files of an instance: in place on shared storage, else fetched. Raises as `fetch`."""
@@ -146,8 +140,8 @@ class Store:
             async with self._checkout_lock:
                 if not self.model_dir(manifest).is_dir():
                     await asyncio.to_thread(self.shelf.check_out, manifest, model_name)
-                if lacked := self._lacks(manifest):
-                    await asyncio.to_thread(self._relink, lacked)
+                if damaged := self.damage.of(manifest):
+                    await asyncio.to_thread(self.damage.relink, damaged, self.in_use())
             return self.model_dir(manifest)
         finally:
             watcher.cancel()
@@ -158,7 +152,7 @@ class Store:
         """A blob that is here is not what it was; until `mend` no engine starts with it, and no peer gets it."""
         log.error("store.damaged", file=file.path, blob=file.sha256, problem=problem)
         async with self._locked([file.sha256]):
-            self._damaged[file.sha256] = file
+            self.damage.files[file.sha256] = file
             keep = self.free_bytes() > file.size_bytes + DISK_RESERVE_BYTES
             await asyncio.to_thread(self.shelf.set_aside, file, keep)
         self.changed()
@@ -168,11 +162,11 @@ class Store:
 
         Raises as `fetch`, at the end: one that cannot come stops no other.
         """
-        if not self._damaged:
+        if not self.damage.files:
             return
         labels = await asyncio.to_thread(self.shelf.labels)
         bound = {manifest.digest for manifest in self._bound()}
-        broken = [label for label, _ in labels if self._lacks(label.manifest)]
+        broken = [label for label, _ in labels if self.damage.of(label.manifest)]
         unused = [label.manifest.digest for label in broken if label.manifest.digest not in bound]
         if unused:
             await asyncio.to_thread(self._drop, unused)
@@ -180,25 +174,12 @@ class Store:
         fetches = (self.fetch(label.manifest, lambda share: None, label.model_name) for label in wanted)
         ends = await asyncio.gather(*fetches, return_exceptions=True)
         tried = zip(wanted, ends, strict=True)
-        self._vain = {label.manifest.digest: str(end) for label, end in tried if isinstance(end, BaseException)}
+        self.damage.vain = {label.manifest.digest: str(end) for label, end in tried if isinstance(end, BaseException)}
         self.changed()
         async with self._checkout_lock:
-            labels = await asyncio.to_thread(self.shelf.labels)
-            here = {file.sha256 for label, _ in labels for file in label.manifest.files}
-            self._damaged = {sha256: file for sha256, file in self._damaged.items() if sha256 in here}
+            await asyncio.to_thread(self.damage.forget_what_went)
         for error in [end for end in ends if isinstance(end, BaseException)]:
             raise error
-
-    def _relink(self, sha256s: Collection[str]) -> None:
-        """Blobs that are right go into every checkout that has another file in their place. Raises FetchFailed."""
-        in_use = {manifest.digest for manifest in self.in_use()}
-        changed = self.shelf.relink(set(sha256s))
-        for label, file in changed:
-            log.info("store.mended", model=label.model_name, file=file.path, blob=file.sha256)
-        used = [(label, file) for label, file in changed if label.manifest.digest in in_use]
-        self.mended = {**self.mended, **{f"{label.model_name}: {file.path}": time.time() for label, file in used}}
-        for sha256 in sha256s:
-            self._damaged.pop(sha256, None)
 
     async def _bring(self, manifest: Manifest) -> None:
         """Every blob of a manifest into its place."""
@@ -298,12 +279,7 @@ class Store:
     def take_over(self) -> None:
         """What an earlier agent left on this disk."""
         self.shelf.adopt_unlabelled([*self.in_use(), *self.held()])
-        files = {file.sha256: file for label, _ in self.shelf.labels() for file in label.manifest.files}
-        self._damaged = {sha256: file for sha256, file in files.items() if not self.shelf.has_blob(file)}
-        try:
-            self._relink(files.keys() - self._damaged.keys())  # an agent was killed before it had
-        except FetchFailed as error:
-            log.warning("store.not_relinked", reason=error.message)
+        self.damage.take_over(self.in_use())
 
     def _kept(self) -> list[Kept]:
         bound = {manifest.digest for manifest in self._bound()}
@@ -399,13 +375,8 @@ class Store:
             from_master_bytes=came[True],
             from_peers_bytes=came[False],
             verified_at=self.verified.get(manifest.digest, 0.0),
-            problem=self._problem(manifest),
+            problem=self.damage.problem(manifest),
         )
-
-    def _problem(self, manifest: Manifest) -> str:
-        """Why what is damaged does not come; nothing while it does: the master then waits for it."""
-        why = self._vain.get(manifest.digest, "")
-        return f"a file was damaged on this disk, and does not come: {why}" if why and self._lacks(manifest) else ""
 
     def share(self, manifest: Manifest) -> float:
         """How much of a manifest's bytes is here, 0 to 1."""

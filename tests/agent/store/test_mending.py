@@ -85,7 +85,7 @@ async def test_an_agent_that_was_killed_while_it_mended_leaves_no_damage(
     assert again.has(manifest)
     assert place.read_bytes() == b"weights"
     assert place.samefile(blob)
-    assert any("m.gguf" in name for name in again.mended), "an engine that it left running has read the damage"
+    assert any("m.gguf" in name for name in again.damage.mended), "an engine that it left running has read the damage"
 
 
 async def test_checkouts_are_looked_through_once_for_all_that_was_damaged(
@@ -109,7 +109,7 @@ async def test_a_version_that_goes_while_its_file_is_put_back_stops_nothing(mast
         await store.fetch(manifest, ignore)
     flip(store.model_dir(stays) / "m.gguf", 0)
     (store.shelf.blob(stays.files[1].sha256)).unlink()
-    store._damaged = {stays.files[1].sha256: stays.files[1]}
+    store.damage.files = {stays.files[1].sha256: stays.files[1]}
     labels = store.shelf.labels()
     store.shelf.remove(goes.digest)
     store.shelf.labels = lambda: labels  # type: ignore[method-assign]  # looked at just before

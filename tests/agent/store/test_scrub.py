@@ -18,7 +18,7 @@ import pytest
 from agent.home import AgentHome
 from agent.store import scrub
 from agent.store import store as store_module
-from agent.store.holder import _mended
+from agent.store.damage import Damage
 from agent.store.shelf import Shelf
 from tests.agent.conftest import make_script, manifest_of, running
 from tests.agent.master import TestMaster
@@ -97,7 +97,7 @@ async def test_when_it_was_read_is_told_and_outlasts_the_agent(master: TestMaste
         await master.want(generation=2, held=held(manifest), cache=ALWAYS)
         await master.until(lambda: (told(master, manifest.digest) or model).verified_at >= began - 1)
         await master.want(generation=3, held=held(manifest))
-        await until(lambda: len(Shelf(home.path).verified()) == 2)
+        await until(lambda: len(Shelf(home.path).times("verified")) == 2)
     master.received.clear()
     async with running(home):
         await master.until(lambda: (one := told(master, manifest.digest)) is not None and one.verified_at > began - 1)
@@ -113,12 +113,12 @@ async def test_only_what_is_due_is_read(master: TestMaster, home: AgentHome) -> 
     blobs = {name: blob_of(home, manifest, name) for name in data}
     os.utime(blobs["old"], (1, 1))
     os.utime(blobs["noted"], (1, 1))
-    shelf.keep_verified({blobs["noted"].name: time.time(), blobs["ahead"].name: time.time() + YEAR_S})
-    before = shelf.verified()
+    shelf.keep_times("verified", {blobs["noted"].name: time.time(), blobs["ahead"].name: time.time() + YEAR_S})
+    before = shelf.times("verified")
     async with running(home):
         await master.want(generation=2, held=held(manifest), cache=CachePolicy(scrub_every_s=YEAR_S))
-        await until(lambda: len(shelf.verified()) == 3)
-    after = shelf.verified()
+        await until(lambda: len(shelf.times("verified")) == 3)
+    after = shelf.times("verified")
     assert after[blobs["noted"].name] == before[blobs["noted"].name]
     assert after[blobs["ahead"].name] <= time.time(), "a clock that was set back"
     assert blobs["new"].name not in after
@@ -137,7 +137,7 @@ async def test_what_nothing_needs_goes_instead(master: TestMaster, home: AgentHo
         await master.until(lambda: told(master, gone.digest) is None)
         assert is_whole(master, stays)
         assert not blob_of(home, gone).exists()
-        assert agent._store._damaged == {}
+        assert agent._store.damage.files == {}
     assert len(master.blob_ranges) == asked
 
 
@@ -189,6 +189,9 @@ async def test_engines_that_may_have_read_the_damage_are_an_alarm(master: TestMa
         await master.until(lambda: master.cache is not None and "restart engines" in master.cache.alarm)
         assert master.cache is not None
         assert spec.model.files[0].path in master.cache.alarm
+    master.received.clear()
+    async with running(home):  # an agent that was updated meanwhile
+        await master.until(lambda: master.cache is not None and "restart engines" in master.cache.alarm)
 
 
 async def test_without_room_for_a_second_one_all_of_it_is_fetched(
@@ -251,18 +254,18 @@ async def test_reading_is_paced_and_ends_with_the_agent(
         await asyncio.sleep(0.5)
         began = time.monotonic()
     assert time.monotonic() - began < 5
-    assert Shelf(home.path).verified() == {}
+    assert Shelf(home.path).times("verified") == {}
 
 
 async def test_notes_that_cannot_be_read_are_none(home: AgentHome) -> None:
     shelf = Shelf(home.path)
-    shelf.keep_verified({"a": 1.0})
-    assert shelf.verified() == {}, "there are no blobs"
+    shelf.keep_times("verified", {"a": 1.0})
+    assert shelf.times("verified") == {}, "there are no blobs"
     shelf.blobs.mkdir()
-    shelf.keep_verified({"a": 1.0})
-    assert shelf.verified() == {"a": 1.0}
+    shelf.keep_times("verified", {"a": 1.0})
+    assert shelf.times("verified") == {"a": 1.0}
     (shelf.blobs / "verified.json").write_bytes(msgspec.json.encode({"a": "b"}))
-    assert shelf.verified() == {}
+    assert shelf.times("verified") == {}
     shutil.rmtree(shelf.blobs)
 
 
@@ -329,7 +332,7 @@ async def test_what_breaks_the_mending_does_not_break_the_reading(
         flip(bad, 0)
         os.utime(bad, (1, 1))
         await master.want(generation=2, held=held(manifest), cache=ALWAYS)
-        await until(lambda: blob_of(home, manifest, "good").name in Shelf(home.path).verified())
+        await until(lambda: blob_of(home, manifest, "good").name in Shelf(home.path).times("verified"))
         partial.unlink()
         await until(lambda: bad.exists() and bad.read_bytes() == b"1")
 
@@ -384,14 +387,19 @@ async def test_a_version_without_files_stops_nothing(master: TestMaster, home: A
     manifest = manifest_of(master, {"m.gguf": b"weights"})
     async with running(home):
         await master.want(make_script("sleep 1000"), generation=1, held=held(manifest), cache=ALWAYS)
-        await until(lambda: len(Shelf(home.path).verified()) == 1)
+        await until(lambda: len(Shelf(home.path).times("verified")) == 1)
 
 
-async def test_the_alarm_names_a_few_and_counts_the_rest() -> None:
+async def test_the_alarm_names_a_few_and_counts_the_rest(home: AgentHome) -> None:
     """A message of the agent may have 900,000 bytes, and a page a sentence."""
-    now = time.time()
-    alarm = _mended({f"m:1: {number:05}.safetensors": now for number in range(20_000)})
+    damage, now = Damage(Shelf(home.path)), time.time()
+    damage.mended = {f"m:1: {number:05}.safetensors": now for number in range(20_000)}
+    alarm = damage.alarm()
     assert "00000.safetensors" in alarm
     assert "and 19995 more" in alarm
     assert len(alarm) < 500
-    assert "more" not in _mended({"m:1: a": now})
+    damage.mended = {"m:1: a": now, "m:1: old": now - 25 * 3600}
+    assert "more" not in damage.alarm()
+    assert "old" not in damage.alarm()
+    damage.mended = {}
+    assert damage.alarm() == ""
