@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import msgspec
@@ -23,12 +24,12 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, order=True):
     sha256: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Files sorted by path. `digest` names the content: two versions with equal files have equal digests."""
 
     files: tuple[ManifestFile, ...]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) over the sorted, canonical JSON of the files."""
         return hashlib.sha256(msgspec.json.encode(sorted(self.files))).hexdigest()

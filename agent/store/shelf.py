@@ -50,6 +50,7 @@ class Shelf:
         self.blobs = root / "blobs"
         self.partial = root / "blobs" / "partial"
         self.models = root / "models"
+        self._labels: dict[Path, tuple[tuple[int, int, int], Label]] = {}  # as read, with (inode, size, time in ns)
 
     def blob(self, sha256: str) -> Path:
         return self.blobs / sha256[:2] / sha256
@@ -88,16 +89,21 @@ class Shelf:
         return sizes
 
     def labels(self) -> list[tuple[Label, float]]:
-        """(what, when used last in Unix time) of every checkout."""
-        found = []
+        """(what, when used last in Unix time) of every checkout. Asked often: what was read once is kept."""
+        known, found = self._labels, {}
         for path in self.models.glob("*.json"):
             try:
-                label = msgspec.json.decode(path.read_bytes(), type=Label)
-                if self.checkout(label.manifest.digest).is_dir():
-                    found.append((label, path.stat().st_mtime))
+                status = path.stat()
+                same = (status.st_ino, status.st_size, status.st_mtime_ns)
+                read, label = known.get(path, (None, None))
+                if label is None or read != same:
+                    label = msgspec.json.decode(path.read_bytes(), type=Label)
+                found[path] = same, label
             except (msgspec.DecodeError, OSError) as error:
                 log.warning("store.label_unreadable", path=path.name, error=str(error))
-        return found
+        self._labels = found
+        here = [one for one in found.values() if self.checkout(one[1].manifest.digest).is_dir()]
+        return [(label, mtime_ns / 1e9) for (_, _, mtime_ns), label in here]
 
     def label(self, manifest: Manifest, model_name: str) -> None:
         """Note what a checkout is, and that it is used now."""

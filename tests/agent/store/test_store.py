@@ -290,3 +290,21 @@ async def test_a_model_whose_removal_was_killed_is_not_taken_for_one_that_is_her
     assert not store.has(manifest)
     assert (await store.fetch(manifest, ignore) / "a.gguf").read_bytes() == b"weights"
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [manifest.digest]
+
+
+async def test_what_checkouts_are_is_read_once_and_again_when_it_changes(
+    master: TestMaster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(master, {"m": b"weights"})
+    await store.fetch(manifest, ignore, "m:1")
+    reads, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    (one,) = store.shelf.labels()
+    assert store.shelf.labels() == [one]
+    assert len(reads) <= 1
+    store.shelf.label(manifest, "m:renamed")
+    store.shelf.mark_used(manifest.digest, at=1000)
+    ((label, used_at),) = store.shelf.labels()
+    assert (label.model_name, used_at) == ("m:renamed", 1000)
+    store.shelf.remove(manifest.digest)
+    assert store.shelf.labels() == []
