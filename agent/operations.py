@@ -147,7 +147,7 @@ class Operations:
         began = time.monotonic()
         try:
             if not await asyncio.to_thread(self._store.is_ready, spec):
-                raise NotPrepared("the model's files are gone")
+                raise NotPrepared("the model's files are not all here, or one is damaged")
             kind = await self._runtime_of(spec)
             record = self._records.get(instance_id)
             self._records.put(instance_id, msgspec.structs.replace(record, attempts=record.attempts + 1))

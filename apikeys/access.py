@@ -58,6 +58,11 @@ def may_change_members(user: Any, project: Project) -> bool:
     return has_staff_permission(user, "change_project") or _owns(user, project)
 
 
+def own_projects(user: Any) -> QuerySet[Project]:
+    """Projects that a person is a member of, in whichever role."""
+    return _own(user)
+
+
 def _all_or_own(user: Any, codename: str) -> QuerySet[Project]:
     return Project.objects.all() if has_staff_permission(user, codename) else _own(user)
 

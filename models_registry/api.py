@@ -48,6 +48,7 @@ from models_registry.serializers import (
     ModelVersionSerializer,
 )
 from models_registry.tags import models_tagged, versions_tagged
+from models_registry.tenants import usable_tokens
 from models_registry.uploads import StoreUploadHandler
 
 
@@ -136,7 +137,7 @@ class ModelVersionsViewSet(
         responses={202: ModelVersionSerializer},
     )
     def create(self, request: Request) -> Response:
-        asked = ImportSerializer(data=request.data)
+        asked = ImportSerializer(data=request.data, context={"request": request})
         asked.is_valid(raise_exception=True)
         version = self._start(asked.validated_data)
         version.refresh_from_db()
@@ -252,7 +253,7 @@ class HubModelView(APIView):
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    asked = HubQuerySerializer(data=request.query_params)
+    asked = HubQuerySerializer(data=request.query_params, context={"request": request})
     asked.is_valid(raise_exception=True)
     return asked.validated_data
 
@@ -268,6 +269,9 @@ class HubTokensViewSet(viewsets.ModelViewSet):
     serializer_class = HubTokenSerializer
     http_method_names = ["get", "post", "delete", "head", "options"]
     search_fields = ["name"]
+
+    def get_queryset(self) -> QuerySet[HubToken]:
+        return usable_tokens(self.request.user).order_by("name")
 
     def perform_create(self, serializer: HubTokenSerializer) -> None:
         serializer.instance = hub.save_token(**serializer.validated_data)

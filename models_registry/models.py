@@ -75,6 +75,7 @@ class ModelVersion(models.Model):
     license_accepted_by = models.CharField(max_length=150, blank=True, db_default="")
     license_accepted_at = models.DateTimeField(null=True)
     imported_by = models.CharField(max_length=150, blank=True, db_default="")
+    hub_token = models.ForeignKey("HubToken", null=True, on_delete=models.SET_NULL, related_name="+", editable=False)
     notes = models.TextField(blank=True, db_default="")
     tags = models.CharField(max_length=1000, blank=True, db_default="", editable=False)  # models_registry.tags
     created_at = models.DateTimeField(auto_now_add=True)
@@ -149,6 +150,9 @@ class HubToken(models.Model):
     """A token of somebody's account at a Hub: opens what is gated or private."""
 
     name = models.CharField(max_length=80, unique=True)
+    project = models.CharField(
+        max_length=36, blank=True, db_default="", help_text="Id of the project whose people use it; empty: everybody."
+    )
     sealed_token = models.TextField(editable=False)  # fleet.sealed
     created_at = models.DateTimeField(auto_now_add=True)
 

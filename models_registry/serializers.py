@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from django.db.models import QuerySet
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
@@ -20,6 +21,7 @@ from models_registry.import_serializers import SOURCES, S3SourceSerializer, Urls
 from models_registry.inspect.scanner import Danger
 from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
+from models_registry.tenants import projects_of, usable_tokens
 
 
 class TagsField(serializers.ListField):
@@ -169,6 +171,16 @@ class AllowSerializer(serializers.Serializer):
     allowed = serializers.BooleanField(default=True, help_text="false: take it back.")
 
 
+class UsableToken(serializers.SlugRelatedField):
+    """A Hub token by its name, of those that who asks may use."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(slug_field="name", queryset=HubToken.objects.none(), **options)
+
+    def get_queryset(self) -> QuerySet[HubToken]:
+        return usable_tokens(self.context["request"].user)
+
+
 class ImportSerializer(serializers.Serializer):
     """What to import: files of the master's machine, one uploaded file, or files from elsewhere."""
 
@@ -199,9 +211,7 @@ class ImportSerializer(serializers.Serializer):
         max_length=100,
         help_text="Files of a repository or bucket to take, such as *Q4_K_M.gguf; default: the sensible ones.",
     )
-    token = serializers.SlugRelatedField(
-        slug_field="name", queryset=HubToken.objects.all(), required=False, help_text="Name of a Hub token."
-    )
+    token = UsableToken(required=False, help_text="Name of a Hub token.")
     limit_bytes_per_second = serializers.IntegerField(
         required=False, allow_null=True, min_value=1, max_value=MOST_BYTES_PER_SECOND
     )
@@ -262,7 +272,7 @@ class HubQuerySerializer(serializers.Serializer):
     repo = serializers.CharField(required=False, max_length=200)
     revision = serializers.CharField(default="main", max_length=200)
     patterns = serializers.CharField(default="", allow_blank=True, max_length=2000, help_text="With commas between.")
-    token = serializers.SlugRelatedField(slug_field="name", queryset=HubToken.objects.all(), required=False)
+    token = UsableToken(required=False)
 
 
 class HubFileSerializer(serializers.Serializer):
@@ -292,6 +302,11 @@ class HubTokenSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = HubToken
-        fields = ["id", "name", "token", "created_at"]
+        fields = ["id", "name", "project", "token", "created_at"]
         read_only_fields = ["created_at"]
         extra_kwargs = {"name": {"validators": []}}  # a taken name is the service's to refuse
+
+    def validate_project(self, value: str) -> str:
+        if value and value not in projects_of(self.context["request"].user):
+            raise serializers.ValidationError("You are in no project with this id.")
+        return value

@@ -8,7 +8,8 @@ class MonitoringConfig(AppConfig):
     name = "monitoring"
 
     def ready(self) -> None:
-        from monitoring import audit, roles
+        from monitoring import audit, roles, tenants
 
         audit.register_all()
+        tenants.start()
         post_migrate.connect(roles.ensure_roles, sender=self, dispatch_uid="monitoring.roles")

@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db.models import Case, QuerySet, Value, When
 from django.db.models import Model as Row
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
@@ -20,6 +21,7 @@ from models_registry.hub import imports, services
 from models_registry.hub.choose import variants
 from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, ModelVersion
+from models_registry.tenants import projects_of, usable_tokens
 from templates.base import PageAdmin, told, words_of
 from templates.forms import PageForm
 
@@ -40,9 +42,9 @@ class SearchForm(PageForm):
         HubToken.objects.none(), required=False, to_field_name="name", empty_label="none", label="Token"
     )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["token"].queryset = HubToken.objects.all()
+        self.fields["token"].queryset = usable_tokens(user)
 
 
 class FetchForm(PageForm):
@@ -59,7 +61,7 @@ def hub_page(page: PageAdmin, request: HttpRequest) -> HttpResponse:
     """Search, then a repository with its files, then (POST) the import."""
     if not page.has_add_permission(request):
         raise PermissionDenied
-    form = SearchForm(request.GET or None)
+    form = SearchForm(request.user, request.GET or None)
     context: dict[str, Any] = {"form": form, "hits": None}
     if form.is_bound and form.is_valid():
         asked = form.cleaned_data
@@ -129,11 +131,17 @@ class TokenForm(PageForm):
     """A token of somebody's account."""
 
     name = forms.CharField(max_length=80, help_text="Whose it is, or what it opens.")
+    project = forms.ChoiceField(required=False, help_text="Only its people, and superusers, see and use the token.")
     token = forms.CharField(
         max_length=400,
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
         help_text="As the Hub shows it (hf_...), with leave to read. It is encrypted, and never shown again.",
     )
+
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        named = sorted(projects_of(user).items(), key=lambda one: one[1])
+        self.fields["project"].choices = [("", "everybody who may import"), *named]
 
 
 @admin.register(HubToken)
@@ -142,12 +150,22 @@ class HubTokenAdmin(PageAdmin):
 
     add_label = "Save a token"
     intro = "Tokens of accounts at the Hub, for gated and private models. They are encrypted, and never shown again."
-    list_display = ("name", "created_at", "forget_link")
+    list_display = ("name", "used_by", "created_at", "forget_link")
     list_display_links = None
     search_fields = ("name",)
 
     def list_title(self) -> str:
         return "Hub tokens"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[HubToken]:
+        rows, names = usable_tokens(request.user), projects_of(request.user)
+        used = set(rows.exclude(project="").values_list("project", flat=True))
+        named = [When(project=project, then=Value(names[project])) for project in used if project in names]
+        return rows.annotate(whose=Case(*named, default=Value("everybody")))
+
+    @admin.display(description="Used by")
+    def used_by(self, row: HubToken) -> str:
+        return str(row.whose)
 
     @admin.display(description="")
     def forget_link(self, row: HubToken) -> str:
@@ -159,7 +177,7 @@ class HubTokenAdmin(PageAdmin):
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         if not self.has_add_permission(request):
             raise PermissionDenied
-        form = TokenForm(request.POST or None)
+        form = TokenForm(request.user, request.POST or None)
         if request.method == "POST" and form.is_valid():
             with told(request):
                 row = services.save_token(**form.cleaned_data)

@@ -58,12 +58,15 @@ def start_hub_import(
         location=choose(location, sum(size for _, size, *_ in spec.files)),
         queued_at=now,
     )
-    about = {"imported_by": by, "license": spec.license[:200], "gated": spec.gated}
+    about = {"imported_by": by, "license": spec.license[:200], "gated": spec.gated, "hub_token": token}
     return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}", **about)
 
 
-def save_token(name: str, token: str) -> HubToken:
-    """A new one. Raises InvalidToken, TokenNameTaken."""
+def save_token(name: str, token: str, project: str = "") -> HubToken:
+    """A new one; `project`: id of the one whose people use it, else everybody who may import does.
+
+    Raises InvalidToken, TokenNameTaken.
+    """
     name, token = name.strip(), token.strip()
     if not 1 <= len(name) <= 80 or not name.isprintable():
         raise InvalidToken("The name must have 1 to 80 printable characters.")
@@ -71,7 +74,7 @@ def save_token(name: str, token: str) -> HubToken:
         raise InvalidToken("This is no token.")
     try:
         with transaction.atomic():
-            row = HubToken.objects.create(name=name, sealed_token=seal(token))
+            row = HubToken.objects.create(name=name, project=project, sealed_token=seal(token))
     except IntegrityError as error:
         raise TokenNameTaken(f"There is a token {name!r} already.") from error
     log.info("hub_token.saved", name=name)

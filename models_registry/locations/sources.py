@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import structlog
 from django.conf import settings
+from django.db.models import Q
 
 from fleet.sealed import unseal
 from models_registry.download.downloader import running
@@ -55,11 +56,14 @@ def from_locations(version: ModelVersion, file: ManifestFile, place: Path) -> bo
 
 
 def from_hub(version: ModelVersion, file: ManifestFile, place: Path) -> bool:
-    """From where it came, at the commit that was taken: as the owner of `HF_TOKEN`, then of each token that is kept."""
+    """From where it came, at the commit that was taken: by the token it came with, `HF_TOKEN`, those of no project."""
     repo, _, commit = version.source.removeprefix("hf://").rpartition("@")
     if not version.source.startswith("hf://") or not repo:
         return False
-    tokens = [settings.HUB_TOKEN, *(unseal(row.sealed_token) for row in HubToken.objects.all())]
+    rows = HubToken.objects.filter(Q(pk=version.hub_token_id) | Q(project=""))
+    first = sorted(rows, key=lambda row: row.pk != version.hub_token_id)
+    kept = [unseal(row.sealed_token) for row in first]
+    tokens = [*kept[: version.hub_token_id is not None], settings.HUB_TOKEN, *kept]
     for token in dict.fromkeys(tokens):
         hub = Hub(settings.HUB_ENDPOINT, token)
         remote = Remote(hub.url(repo, commit, file.path), hub.headers, has_hash=True, name=file.path)
