@@ -60,10 +60,10 @@ def from_hub(version: ModelVersion, file: ManifestFile, place: Path) -> bool:
     repo, _, commit = version.source.removeprefix("hf://").rpartition("@")
     if not version.source.startswith("hf://") or not repo:
         return False
-    rows = HubToken.objects.filter(Q(pk=version.hub_token_id) | Q(project=""))
-    first = sorted(rows, key=lambda row: row.pk != version.hub_token_id)
-    kept = [unseal(row.sealed_token) for row in first]
-    tokens = [*kept[: version.hub_token_id is not None], settings.HUB_TOKEN, *kept]
+    kept = HubToken.objects.filter(Q(pk=version.hub_token_id) | Q(project=""))
+    texts = {row.pk: unseal(row.sealed_token) for row in kept}
+    own = texts.pop(version.hub_token_id, None)
+    tokens = [*([own] if own else []), settings.HUB_TOKEN, *texts.values()]
     for token in dict.fromkeys(tokens):
         hub = Hub(settings.HUB_ENDPOINT, token)
         remote = Remote(hub.url(repo, commit, file.path), hub.headers, has_hash=True, name=file.path)
