@@ -151,8 +151,9 @@ class Store:
     async def note_damaged(self, file: ManifestFile, problem: str) -> None:
         """A blob that is here is not what it was; until `mend` no engine starts with it, and no peer gets it."""
         log.error("store.damaged", file=file.path, blob=file.sha256, problem=problem)
+        self.damage.files[file.sha256] = file  # at once: a fetch of another version may have the lock for hours
         async with self._locked([file.sha256]):
-            self.damage.files[file.sha256] = file
+            self.damage.files[file.sha256] = file  # that fetch has taken the blob for a good one
             keep = self.free_bytes() > file.size_bytes + DISK_RESERVE_BYTES
             await asyncio.to_thread(self.shelf.set_aside, file, keep)
         self.changed()

@@ -195,3 +195,28 @@ async def test_damage_is_a_problem_once_it_could_not_be_mended(master: TestMaste
     await store.mend()
     (model,) = store.cached()
     assert (model.progress, model.problem) == (1.0, "")
+
+
+async def test_damage_counts_at_once_though_another_version_with_the_file_is_being_fetched(
+    master: TestMaster, store: Store
+) -> None:
+    here = manifest_of(master, {"m.gguf": b"weights"})
+    coming = manifest_of(master, {"m.gguf": b"weights", "n": os.urandom(1000)})
+    await store.fetch(here, ignore)
+    store.in_use = lambda: [here]
+    master.hold_blobs = True
+    fetching = asyncio.create_task(store.fetch(coming, ignore))
+    while not master.blob_ranges[-1:] or len(master.blob_ranges) < 2:
+        await asyncio.sleep(0.01)
+    flip(store.shelf.blob(here.files[0].sha256), 0)
+    noting = asyncio.create_task(store.note_damaged(here.files[0], "is not what it was"))
+    await asyncio.sleep(0.05)
+    assert not noting.done()
+    assert not store.has(here)
+    fetching.cancel()
+    await asyncio.gather(fetching, return_exceptions=True)
+    master.hold_blobs = False
+    await noting
+    assert not store.has(here)
+    await store.mend()
+    assert store.has(here)
