@@ -193,6 +193,7 @@ class DeploymentAdmin(PageAdmin):
             self.route("<int:object_id>/edit/", self.edit, "edit"),
             self.route("<int:object_id>/start/", self.start, "start"),
             self.route("<int:object_id>/stop/", self.stop, "stop"),
+            self.route("<int:object_id>/restart/", self.restart, "restart"),
             self.route("<int:object_id>/scale/", require_POST(self.scale), "scale"),
             self.route("<int:object_id>/delete/", self.delete_page, "delete_page"),
             self.route("<int:object_id>/rollback/<int:number>/", self.rollback, "rollback"),
@@ -206,6 +207,12 @@ class DeploymentAdmin(PageAdmin):
     def stop(self, request: HttpRequest, object_id: int) -> HttpResponse:
         words = "Clients get a clear error from then on. Requests in flight are finished first; replicas are kept."
         return self._act(request, object_id, "Stop", services.stop, words, "is stopping.", danger=True)
+
+    def restart(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        words = (
+            "Each instance is replaced by a new one, as a new revision with the same settings, without losing requests."
+        )
+        return self._act(request, object_id, "Restart", services.restart, words, "is restarting.")
 
     def rollback(self, request: HttpRequest, object_id: int, number: int) -> HttpResponse:
         def act(row: Deployment, **kwargs: Any) -> None:

@@ -127,6 +127,12 @@ class DeploymentViewSet(viewsets.GenericViewSet):
         """End its instances once their requests are done."""
         return self._act(request, services.stop)
 
+    @extend_schema(request=None, responses={200: DeploymentSerializer, **_CONFLICTS}, parameters=[_IF_MATCH])
+    @action(detail=True, methods=["post"], permission_classes=[MayChange])
+    def restart(self, request: Request, pk: str) -> Response:
+        """Replace each of its instances by a new one, without losing requests."""
+        return self._act(request, services.restart)
+
     @extend_schema(request=ScaleSerializer, responses=DeploymentSerializer, parameters=[_IF_MATCH])
     @action(detail=True, methods=["post"], permission_classes=[MayChange])
     def scale(self, request: Request, pk: str) -> Response:

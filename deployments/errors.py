@@ -52,6 +52,12 @@ class PickleRefused(DeploymentError):
     )
 
 
+class NotRunning(DeploymentError):
+    code = "not_running"
+    status = 409
+    remedy = "Start it."
+
+
 class VersionConflict(DeploymentError):
     """Somebody changed the deployment since it was read."""
 

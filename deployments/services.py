@@ -9,7 +9,15 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.db.models import F, Max
 
-from deployments.errors import BeingDeleted, DeploymentInUse, InvalidSpec, NameInUse, UnknownRevision, VersionConflict
+from deployments.errors import (
+    BeingDeleted,
+    DeploymentInUse,
+    InvalidSpec,
+    NameInUse,
+    NotRunning,
+    UnknownRevision,
+    VersionConflict,
+)
 from deployments.events import log_event
 from deployments.models import PUBLIC_NAME, Deployment, Revision, Route
 from deployments.observe import record_observed
@@ -32,6 +40,7 @@ __all__ = [
     "log_event",
     "preview",
     "record_observed",
+    "restart",
     "rollback",
     "scale",
     "start",
@@ -138,6 +147,24 @@ def scale(
     return update_deployment(deployment, if_version=if_version, now=now, actor=actor, replicas=replicas)
 
 
+def restart(deployment: Deployment, *, now: datetime, actor: str = "", if_version: int | None = None) -> Deployment:
+    """Replace each instance by a new one, without losing requests: the spec as it is, as a new revision.
+
+    An alias is followed on. Of one that is stopped there is nothing to restart: raises NotRunning. Raises
+    VersionConflict, BeingDeleted.
+    """
+    with transaction.atomic():
+        current = _current(deployment.pk, if_version)
+        if not current.running or current.revision is None:
+            raise NotRunning(f"{current.name} is stopped")
+        revision = _add_revision(current, _next_number(current), SpecFields.of(current.revision), actor)
+        _bump(current, {"revision": revision}, now)
+        message = f"{current.name} is restarted{_by(actor)}, as revision {revision.number}."
+        log_event("deployment.restarted", message, deployment_id=current.pk, now=now)
+        hints.hint_on_commit(hints.FEED, {"type": "changed"})
+    return Deployment.objects.select_related("revision__model_version__model").get(pk=deployment.pk)
+
+
 def rollback(
     deployment: Deployment, number: int, *, now: datetime, actor: str = "", if_version: int | None = None
 ) -> Deployment:
@@ -203,8 +230,11 @@ def _revised(current: Deployment, changes: dict[str, Any], actor: str) -> Revisi
     wanted = check_spec(version, wanted)
     if wanted == before:
         return None
-    last = current.revisions.aggregate(last=Max("number"))["last"] or 0
-    return _add_revision(current, last + 1, wanted, actor)
+    return _add_revision(current, _next_number(current), wanted, actor)
+
+
+def _next_number(deployment: Deployment) -> int:
+    return (deployment.revisions.aggregate(last=Max("number"))["last"] or 0) + 1
 
 
 def _add_revision(deployment: Deployment, number: int, fields: SpecFields, actor: str) -> Revision:

@@ -63,7 +63,8 @@ class Damage:
         more = f" and {len(recent) - len(names)} more" if len(recent) > len(names) else ""
         return (
             f"files were damaged on this disk and have been fetched again ({', '.join(names)}{more}): "
-            f"restart engines that were started before {latest:%Y-%m-%d %H:%M} UTC, they may have read the damage"
+            f"restart the deployments with engines that were started before {latest:%Y-%m-%d %H:%M} UTC, "
+            "they may have read the damage"
         )
 
     def take_over(self, in_use: Collection[Manifest]) -> None:

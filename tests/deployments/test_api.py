@@ -204,6 +204,11 @@ def test_verbs_take_an_etag_and_do_without(api: APIClient) -> None:
     problem(api.post(path(deployment, "rollback/"), {"revision": 9}, format="json"), 404, "unknown_revision")
     assert api.post(path(deployment, "rollback/"), {"revision": 1}, format="json").status_code == 200
     assert Revision.objects.count() == 1
+    restarted = api.post(path(deployment, "restart/"), headers={"if-match": '"4"'})
+    assert (restarted.json()["revision"]["number"], restarted["ETag"]) == (2, '"5"')
+    problem(api.post(path(deployment, "restart/"), headers={"if-match": '"4"'}), 412, "version_conflict")
+    api.post(path(deployment, "stop/"))
+    problem(api.post(path(deployment, "restart/")), 409, "not_running")
 
 
 def test_who_may_only_look_changes_nothing(viewer_api: APIClient, anonymous_api: APIClient) -> None:

@@ -123,6 +123,23 @@ def test_an_update_rolls_without_serving_with_fewer(world: Agents) -> None:
     assert (told("rollout.started"), told("rollout.finished")) == (1, 1)
 
 
+def test_a_restart_replaces_each_instance_without_serving_with_fewer(world: Agents) -> None:
+    servers(world, "a", "b")
+    deployment = deploy(world, replicas=2)
+    world.run()
+    before = {row.pk for row in live()}
+    services.restart(deployment, now=world.now)
+
+    def serves() -> None:
+        (route,) = services.feed_routes()
+        assert len(route.targets) >= 2
+
+    world.run(20, each=serves)
+    assert len(live()) == 2
+    assert not before & {row.pk for row in live()}
+    assert state(deployment) == "ready"
+
+
 def test_a_failing_revision_is_halted_once_and_a_rollback_ends_it(world: Agents) -> None:
     servers(world, "a", "b")
     deployment = deploy(world)

@@ -6,13 +6,22 @@ import datetime as dt
 import threading
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deployments import services
 from deployments.engines.base import BadParameters, UnknownEngine, UnsuitableModel
-from deployments.errors import BeingDeleted, InvalidSpec, ModelNotReady, NameInUse, UnknownRevision, VersionConflict
+from deployments.errors import (
+    BeingDeleted,
+    InvalidSpec,
+    ModelNotReady,
+    NameInUse,
+    NotRunning,
+    UnknownRevision,
+    VersionConflict,
+)
 from deployments.models import Deployment, Event, Revision
 from fleet.models import Availability
 from fleet.services import set_availability
@@ -190,6 +199,26 @@ def test_a_rollback_repeats_an_earlier_spec_as_a_new_revision() -> None:
     assert (back.revision.number, back.revision.parameters, back.revision.image) == (3, {"parallel": 2}, "")
     with pytest.raises(UnknownRevision):
         services.rollback(deployment, 9, now=NOW)
+
+
+@pytest.mark.django_db
+def test_a_restart_is_the_same_spec_as_a_new_revision() -> None:
+    deployment = create(parameters={"parallel": 2})
+    again = services.restart(deployment, now=NOW, actor="ann")
+    assert (again.revision.number, again.revision.parameters, again.version) == (2, {"parallel": 2}, 2)
+    assert last_event().message == "chat is restarted by ann, as revision 2."
+    with pytest.raises(VersionConflict):
+        services.restart(deployment, now=NOW, if_version=1)
+    services.stop(deployment, now=NOW)
+    with pytest.raises(NotRunning):
+        services.restart(deployment, now=NOW)
+    with pytest.raises(CommandError, match=r"is stopped\W* Start it"):
+        call_command("restart_deployment", "chat")
+    with pytest.raises(CommandError, match="no deployment other"):
+        call_command("restart_deployment", "chat", "other")
+    services.start(deployment, now=NOW)
+    call_command("restart_deployment", "chat")
+    assert Revision.objects.count() == 3
 
 
 @pytest.mark.django_db

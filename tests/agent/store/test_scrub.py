@@ -186,12 +186,12 @@ async def test_engines_that_may_have_read_the_damage_are_an_alarm(master: TestMa
         blob = blob_of(home, spec.model, spec.model.files[0].path)
         flip(blob, 0)
         await master.want(spec, generation=2, cache=ALWAYS)
-        await master.until(lambda: master.cache is not None and "restart engines" in master.cache.alarm)
+        await master.until(lambda: master.cache is not None and "restart the deployments" in master.cache.alarm)
         assert master.cache is not None
         assert spec.model.files[0].path in master.cache.alarm
     master.received.clear()
     async with running(home):  # an agent that was updated meanwhile
-        await master.until(lambda: master.cache is not None and "restart engines" in master.cache.alarm)
+        await master.until(lambda: master.cache is not None and "restart the deployments" in master.cache.alarm)
 
 
 async def test_without_room_for_a_second_one_all_of_it_is_fetched(
@@ -386,7 +386,9 @@ async def test_leaving_the_page_cache_alone_costs_the_same_at_the_end_of_a_file_
 async def test_a_version_without_files_stops_nothing(master: TestMaster, home: AgentHome) -> None:
     manifest = manifest_of(master, {"m.gguf": b"weights"})
     async with running(home):
-        await master.want(make_script("sleep 1000"), generation=1, held=held(manifest), cache=ALWAYS)
+        await master.want(make_script("sleep 1000"), generation=1, held=held(manifest))
+        await master.until(lambda: is_whole(master, manifest) and is_whole(master, Manifest(files=())))
+        await master.want(make_script("sleep 1000"), generation=2, held=held(manifest), cache=ALWAYS)
         await until(lambda: len(Shelf(home.path).times("verified")) == 1)
 
 
