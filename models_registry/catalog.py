@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
+import msgspec
 import structlog
 from django.conf import settings
 
 from models_registry import tags as tagging
 from models_registry.errors import NothingToAllow, NotReady
-from models_registry.inspect import inspect
+from models_registry.inspect import inspect_version
 from models_registry.locations.find import version_folder
 from models_registry.models import Model, ModelVersion, VersionState
 from models_registry.versions import describe_facts
+from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +80,7 @@ def reinspect(version: ModelVersion) -> None:
     if version.state != VersionState.READY:
         raise NotReady(f"{version} is not ready ({version.get_state_display()}).")
     folder = version_folder(version)
-    facts = inspect(folder, [file["path"] for file in version.manifest["files"]])
+    facts = inspect_version(folder, msgspec.convert(version.manifest, Manifest))
     describe_facts(version, facts)
     fields = ("format", "architecture", "quantization", "modality", "license", "scan", "flagged", "metadata")
     numbers = ("parameter_count", "active_parameter_count", "context_tokens", "layers", "hidden_size")
@@ -90,3 +92,8 @@ def files_of(version: ModelVersion) -> list[dict[str, Any]]:
     """Files of a version: path, size, sha256, and `flags`: what of them can run code."""
     flags = {one["path"]: [one["kind"]] for one in (version.scan or {}).get("files", ())}
     return [{**file, "flags": flags.get(file["path"], [])} for file in version.manifest.get("files", ())]
+
+
+def signatures_of(version: ModelVersion) -> list[dict[str, Any]] | None:
+    """Signatures and checksum lists among its files; None: they were not looked for yet."""
+    return (version.scan or {}).get("signatures")

@@ -15,12 +15,23 @@ from django.utils import timezone
 
 from models_registry import aliases, catalog, tags, words
 from models_registry.compare import compare
+from models_registry.inspect.signatures import Kind
 from models_registry.models import Model, ModelAlias, ModelVersion, VersionState
 from templates.base import PageAdmin, told
 from templates.forms import PageForm
 
 _MOVES_SHOWN = 10
 _OTHERS_SHOWN = 200
+_KINDS = {
+    Kind.MODEL_SIGNING: "model signature (OpenSSF)",
+    Kind.SIGSTORE: "Sigstore bundle",
+    Kind.CHECKSUMS: "checksum list",
+    Kind.OPENPGP: "OpenPGP signature",
+    Kind.MINISIGN: "minisign signature",
+    Kind.SSH: "SSH signature",
+    Kind.X509: "X.509 signature",
+    Kind.UNKNOWN: "signature of an unknown kind",
+}
 _ALIAS = "models_registry.{}_modelalias"
 
 
@@ -73,6 +84,7 @@ def about(request: HttpRequest, row: ModelVersion) -> dict[str, Any]:
         "words": words.sentences([row], timezone.now())[row.pk],
         "license_waits": ready and catalog.waits_for_acceptance(row),
         "findings": (row.scan or {}).get("files", []),
+        "signatures": [{**one, "words": _KINDS[Kind(one["kind"])]} for one in catalog.signatures_of(row) or ()],
         "tags": tags.unpacked(row.tags),
         "model_tags": tags.unpacked(row.model.tags),
         "aliases": row.model.aliases.select_related("model", "version").prefetch_related("followers"),

@@ -19,6 +19,7 @@ from models_registry.fetching.services import MOST_PRIORITY
 from models_registry.fetching.work import Detail
 from models_registry.import_serializers import SOURCES, S3SourceSerializer, UrlsField
 from models_registry.inspect.scanner import Danger
+from models_registry.inspect.signatures import Kind
 from models_registry.location_models import StorageLocation
 from models_registry.models import NAME, HubToken, Model, ModelVersion, VersionState
 from models_registry.tenants import projects_of, usable_tokens
@@ -113,11 +114,31 @@ class FindingSerializer(serializers.Serializer):
     note = serializers.CharField(help_text="Why it was not looked through to its end.")
 
 
+class SignatureSerializer(serializers.Serializer):
+    """A signature or a checksum list: listed, not verified against a trust root. Counts are of files that it names."""
+
+    path = serializers.CharField()
+    kind = serializers.ChoiceField(choices=[(one.value, one.value) for one in Kind])
+    signer = serializers.CharField(help_text="Who it says has signed; empty: it does not say.")
+    signed_file = serializers.CharField(help_text="Of a signature that lies beside the one file that it is of.")
+    covered_count = serializers.IntegerField(help_text="Files of this version.")
+    differing = serializers.ListField(
+        child=serializers.CharField(), help_text="The first 20 of those whose sha256 is another one."
+    )
+    differing_count = serializers.IntegerField()
+    uncompared_count = serializers.IntegerField(help_text="Files of this version of which it names no sha256.")
+    missing_count = serializers.IntegerField(help_text="Files that this version does not have.")
+    note = serializers.CharField(help_text="Why it was not read, or not to its end.")
+
+
 class ModelVersionDetailSerializer(ModelVersionSerializer):
     """A version with its files, and what was found in them."""
 
     files = serializers.SerializerMethodField()
     findings = serializers.SerializerMethodField(help_text="Null: its files were not looked through yet.")
+    signatures = serializers.SerializerMethodField(
+        help_text="The first 100; not verified against a trust root. Null: they were not looked for yet."
+    )
 
     @extend_schema_field(ManifestFileSerializer(many=True))
     def get_files(self, row: ModelVersion) -> list[dict[str, Any]]:
@@ -126,6 +147,10 @@ class ModelVersionDetailSerializer(ModelVersionSerializer):
     @extend_schema_field(FindingSerializer(many=True, allow_null=True))
     def get_findings(self, row: ModelVersion) -> list[dict[str, Any]] | None:
         return None if row.scan is None else row.scan["files"]
+
+    @extend_schema_field(SignatureSerializer(many=True, allow_null=True))
+    def get_signatures(self, row: ModelVersion) -> list[dict[str, Any]] | None:
+        return catalog.signatures_of(row)
 
 
 class AnnotateSerializer(serializers.Serializer):

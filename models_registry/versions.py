@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
+import structlog
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from models_registry import aliases
 from models_registry.errors import RegistryError, VersionTaken
 from models_registry.file_locks import held
-from models_registry.inspect import ModelFacts, inspect
+from models_registry.inspect import ModelFacts, inspect_version
 from models_registry.location_models import StorageLocation
 from models_registry.locations.copies import put
 from models_registry.locations.places import builtin, default, reach, run_folder
@@ -21,8 +22,10 @@ from models_registry.models import ImportJob, Model, ModelVersion, VersionState
 from models_registry.store import Staged, Store
 from wire.manifest import Manifest
 
+log = structlog.get_logger(__name__)
 _MAX_NUMBER_LENGTH = 9  # longer digits are a date or a hash, not a number to count on from
 _MAX_TEXT = 200
+_MOST_LOGGED = 20
 _PLAIN_FACTS = (
     *("parameter_count", "active_parameter_count", "context_tokens"),
     *("layers", "hidden_size", "heads", "kv_heads", "head_dim"),
@@ -51,7 +54,7 @@ def import_lock(job: ImportJob) -> AbstractContextManager[bool]:
 
 def inspect_staged(staged: Staged) -> ModelFacts:
     """Raises DamagedModel, BadSource."""
-    return inspect(staged.folder, [file.path for file in staged.manifest.files])
+    return inspect_version(staged.folder, staged.manifest)
 
 
 def ready_twin(model: Model, staged: Staged) -> ModelVersion | None:
@@ -129,6 +132,19 @@ def describe(row: ModelVersion, manifest: Manifest, facts: ModelFacts) -> None:
     row.manifest = msgspec.to_builtins(manifest)
     row.digest, row.size_bytes = manifest.digest, manifest.size_bytes
     describe_facts(row, facts)
+    _warn_of_differing(row, facts)
+
+
+def _warn_of_differing(row: ModelVersion, facts: ModelFacts) -> None:
+    differing = [one for one in facts.scan.signatures if one.differing]
+    if differing:
+        files = sorted({path for one in differing for path in one.differing})
+        log.warning(
+            "model.digests_differ",
+            model=str(row),
+            signatures=[one.path for one in differing[:_MOST_LOGGED]],
+            files=files[:_MOST_LOGGED],
+        )
 
 
 def describe_facts(row: ModelVersion, facts: ModelFacts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,6 +12,9 @@ _BESIDE = (
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
 """Configuration, tokenizers, licences."""
+_SIGNED = re.compile(r"(?:.*/)?(?:model\.sig|sha256sums?(?:\.txt)?(?:\.asc|\.sig)?)", re.IGNORECASE)
+"""Signatures and checksum lists of many files; for such of one file see `_SIGNED_FILE`."""
+_SIGNED_FILE = re.compile(r"(.+)\.(?:sig|sigstore|sha256|asc|minisig|p7s)")
 _NEVER = ("original/*", "onnx/*", "openvino/*", "coreml/*", "runs/*", ".git*", "*/.git*", "metal/*")
 _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "IQ4_XS", "Q6_K", "Q8_0", "Q3_K_M", "BF16", "F16")
 """Quantizations of GGUF, the first that is there is taken: small, and hardly worse than the whole."""
@@ -40,7 +43,9 @@ def chosen(paths: Sequence[str], patterns: Sequence[str] = ()) -> Choice:
     weights, reason = _weights(open_paths)
     if reason.startswith("GGUF"):
         beside = [path for path in beside if not path.endswith(".index.json")]
-    return Choice(tuple(path for path in paths if path in {*weights, *beside}), reason)
+    taken = {*weights, *beside}
+    taken |= {path for path in open_paths if _signs(path, taken)}
+    return Choice(tuple(path for path in paths if path in taken), reason)
 
 
 def variants(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -50,6 +55,12 @@ def variants(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if path.lower().endswith(".gguf") and not _helps(path):
             found.setdefault(_quantization(path), []).append(path)
     return {name: tuple(sorted(files)) for name, files in sorted(found.items())}
+
+
+def _signs(path: str, taken: Set[str]) -> bool:
+    """Whether it is a signature, or a list of checksums, of files that are taken."""
+    one = _SIGNED_FILE.fullmatch(path)
+    return _SIGNED.fullmatch(path) is not None or (one is not None and one[1] in taken)
 
 
 def _weights(paths: Sequence[str]) -> tuple[list[str], str]:

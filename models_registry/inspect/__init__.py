@@ -6,15 +6,30 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from models_registry.errors import DamagedModel
 from models_registry.inspect.facts import ModelFacts
 from models_registry.inspect.gguf_facts import inspect_gguf
 from models_registry.inspect.hf_facts import inspect_safetensors
 from models_registry.inspect.scanner import scan_files
+from models_registry.inspect.signatures import find_signatures
 from models_registry.models import Format
+from wire.manifest import Manifest
 
-__all__ = ["ModelFacts", "inspect"]
+__all__ = ["ModelFacts", "inspect", "inspect_version"]
 _MOST = 2**60  # no model comes near; a database keeps 2**63 - 1
+
+
+def inspect_version(root: Path, manifest: Manifest) -> ModelFacts:
+    """`inspect` of all files of a version below `root`, with the signatures and checksum lists that lie among them.
+
+    Raises DamagedModel, BadSource (several models in one).
+    """
+    digests = {file.path: file.sha256 for file in manifest.files}
+    facts = inspect(root, digests)
+    scan = msgspec.structs.replace(facts.scan, signatures=find_signatures(root, digests))
+    return replace(facts, scan=scan)
 
 
 def inspect(root: Path, paths: Iterable[str]) -> ModelFacts:

@@ -40,7 +40,7 @@ class ModelFacts:
     types: dict[str, dict[str, int]] = field(default_factory=dict)
     """Of each type of tensor: `tensors`, and their `bytes`."""
     scan: Scan = field(default_factory=Scan)
-    """Files that can run code."""
+    """Files that can run code, and signatures."""
 
 
 class Modality(StrEnum):

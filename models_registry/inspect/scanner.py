@@ -21,6 +21,7 @@ from typing import IO, Any
 import msgspec
 
 from models_registry.inspect.pickles import UNREADABLE, Broken, Budget, Pickle, Stream, starts_like_pickle, walk
+from models_registry.inspect.signatures import Signature
 
 _PICKLE_NAME = re.compile(r".*\.(?:bin|pt|pth|ckpt|pkl|pickle|joblib|dill|model|dat)", re.IGNORECASE)
 """Names under which a pickle without a header (protocols 0 and 1) is looked for."""
@@ -59,9 +60,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """All findings of a version."""
+    """All findings of a version, and the signatures and checksum lists among its files."""
 
     files: tuple[Finding, ...] = ()
+    signatures: tuple[Signature, ...] = ()
 
     @property
     def flagged(self) -> bool:

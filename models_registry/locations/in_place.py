@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from models_registry import aliases
 from models_registry.errors import BadSource, RegistryError
-from models_registry.inspect import inspect
+from models_registry.inspect import inspect_version
 from models_registry.location_models import CopyState, LocationKind, StorageLocation, VersionCopy
 from models_registry.locations.find import is_as_hashed
 from models_registry.locations.places import reach
@@ -60,7 +60,7 @@ def take_in(row: ModelVersion, job: ImportJob, progress: Progress) -> None:
     copy, _ = VersionCopy.objects.get_or_create(version=row, location=location, defaults=fields)
     try:
         manifest = check_manifest(Manifest(files=_hashed(copy, files, progress)))
-        facts = inspect(folder, [file.path for file in manifest.files])
+        facts = inspect_version(folder, manifest)
         with transaction.atomic():
             aliases.lock_model(row.model_id)
             check_importing(row, manifest)

@@ -8,13 +8,32 @@ import pytest
 from django.utils import timezone
 from playwright.sync_api import expect
 
+from fleet.reports import plain
 from models_registry import aliases
+from models_registry.inspect.signatures import Kind, Signature
 from models_registry.models import AliasMove, ModelVersion
 from tests.browser.conftest import Site
 from tests.factories import make_deployment, make_model_version, make_server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 FINDING = {"path": "evil.bin", "kind": "pickle", "imports": ["posix.system"], "dangerous": ["posix.system"], "note": ""}
+
+DIFFERING = tuple(f"model-{number:05}-of-00020.safetensors" for number in range(1, 21))
+SIGNATURES = (
+    Signature(
+        "model.sig",
+        Kind.MODEL_SIGNING,
+        signer="https://github.com/org/name/.github/workflows/sign.yml@refs/heads/main "
+        "(https://token.actions.githubusercontent.com)",
+        covered_count=31,
+        differing=DIFFERING,
+        differing_count=25,
+        missing_count=4,
+    ),
+    Signature("SHA256SUMS", Kind.CHECKSUMS, covered_count=12, uncompared_count=2),
+    Signature("SHA256SUMS.asc", Kind.OPENPGP, signed_file="SHA256SUMS", covered_count=1, uncompared_count=1),
+    Signature("tokenizer.json.sigstore", Kind.SIGSTORE, note="It is too large to be read."),
+)
 
 
 def look(site: Site, name: str) -> None:
@@ -37,7 +56,7 @@ def make_versions() -> tuple[ModelVersion, ModelVersion]:
         license="llama3.1",
         gated=True,
         flagged=True,
-        scan={"files": [FINDING]},
+        scan={"files": [FINDING], "signatures": plain(SIGNATURES)},
         imported_by="ann (key ci)",
         tags=" eu prod ",
     )
@@ -61,6 +80,7 @@ def test_a_version_s_page_and_the_comparison(site: Site) -> None:
     site.wait_live()
     expect(page.locator("[data-test=words]")).to_contain_text("8.0 B, Q8_0, 128 k context, 8.5 GB; fits on")
     expect(page.locator("[data-test=findings]")).to_contain_text("posix.system")
+    expect(page.locator("[data-test=signatures]")).to_contain_text("25 differ")
     look(site, f"model-{wide}")
     assert site.overflow_px() == 0
     page.fill("#id_notes", "Better at tools.")

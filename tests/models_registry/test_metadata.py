@@ -133,7 +133,7 @@ def test_versions_from_before_are_read_again(tmp_path, capsys):
     ModelVersion.objects.update(modality="", scan=None, flagged=None, metadata={}, license="")
     call_command("inspect_models", "tiny")
     version.refresh_from_db()
-    assert (version.modality, version.scan, version.flagged) == ("text", {"files": []}, False)
+    assert (version.modality, version.scan, version.flagged) == ("text", {"files": [], "signatures": []}, False)
     assert version.metadata["types"]["F16"]["tensors"] == 2
     ModelVersion.objects.filter(pk=lost.pk).update(digest="0" * 64)
     with pytest.raises(CommandError, match="1 versions could not be read"):

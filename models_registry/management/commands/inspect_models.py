@@ -7,13 +7,16 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from models_registry.catalog import reinspect
+from models_registry.catalog import reinspect, signatures_of
 from models_registry.errors import RegistryError
 from models_registry.models import ModelVersion, VersionState
 
 
 class Command(BaseCommand):
-    help = "Read the headers of the models again, and look for files that can run code: after an update of Stokehold."
+    help = (
+        "Read the headers of the models again, and look for files that can run code and for signatures: "
+        "after an update of Stokehold."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("models", nargs="*", help="names of models; default: all")
@@ -28,6 +31,15 @@ class Command(BaseCommand):
                 failed += 1
                 self.stderr.write(f"{row}: {error}")
             else:
-                self.stdout.write(f"{row}: {row.modality or row.format}{', can run code' if row.flagged else ''}")
+                self.stdout.write(f"{row}: {', '.join(_told(row))}")
         if failed:
             raise CommandError(f"{failed} versions could not be read: `verify_store` tells what is damaged.")
+
+
+def _told(row: ModelVersion) -> list[str]:
+    said = [row.modality or row.format]
+    if row.flagged:
+        said.append("can run code")
+    if any(one["differing_count"] for one in signatures_of(row) or ()):
+        said.append("differs from its signatures or checksums")
+    return said

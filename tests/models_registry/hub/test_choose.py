@@ -25,6 +25,11 @@ TOKENIZER = ("config.json", "generation_config.json", "tokenizer.json", "tokeniz
             "GGUF Q4_K_M, one of 2",
         ),
         (("model.gguf",), (), "GGUF model.gguf"),
+        (
+            ("m-Q4_K_M.gguf", "m-Q4_K_M.gguf.sha256", "model.sig", "SHA256SUMS", "SHA256SUMS.asc"),
+            ("m-Q8_0.gguf", "m-Q8_0.gguf.sha256", "original/model.sig", "train.tar.asc"),
+            "GGUF Q4_K_M",
+        ),
         (("config.json", "pytorch_model.bin"), (), "pickle"),
         (("config.json",), (), "no weights"),
     ],
