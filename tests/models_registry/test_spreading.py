@@ -25,7 +25,7 @@ from models_registry.pieces import DamagedBlob, clean_pieces, piece_hashes
 from models_registry.versions import store
 from tests.factories import make_model_version
 from tests.fleet.nodes import make_hello
-from tests.models_registry.test_blobs import make_node
+from tests.models_registry.test_blobs import body_of, make_node
 from wire.messages import HeldModel
 from wire.pieces import PIECE_BYTES, PeersReply, piece_count
 
@@ -187,5 +187,5 @@ def test_the_master_sends_to_all_servers_no_faster_than_it_was_told(version, cli
     _, auth = make_node(Server, "a")
     for _ in range(2):
         answer = client.get(f"/api/v1/blobs/{SHA256}", headers=auth)
-        assert len(b"".join(answer)) == len(CONTENT)
+        assert len(body_of(answer)) == len(CONTENT)
     assert max(waited) > 1.5 * len(CONTENT) / 1e6
