@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from channels.auth import AuthMiddlewareStack
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, Group, User
@@ -144,6 +145,23 @@ async def test_a_page_is_closed_when_its_person_signs_out(monkeypatch: pytest.Mo
     await sync_to_async(browser.force_login)(admin)
     link = WebsocketCommunicator(APPLICATION, "/ws/live?topic=keys")
     link.scope["user"], link.scope["session"] = admin, browser.session
+    assert (await link.connect())[0]
+    assert await link.receive_nothing(timeout=1.5)
+    await sync_to_async(browser.logout)()
+    assert (await link.receive_output(timeout=5))["code"] == FORBIDDEN
+
+
+async def test_a_page_is_closed_too_when_its_session_is_the_lazy_one_of_channels(
+    monkeypatch: pytest.MonkeyPatch, admin: User
+) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_POLLS", 1)
+    browser = Client()
+    await sync_to_async(browser.force_login)(admin)
+    link = WebsocketCommunicator(
+        AuthMiddlewareStack(APPLICATION),
+        "/ws/live?topic=keys",
+        headers=[(b"cookie", browser.cookies.output(attrs=[], header="", sep=";").strip().encode())],
+    )
     assert (await link.connect())[0]
     assert await link.receive_nothing(timeout=1.5)
     await sync_to_async(browser.logout)()
