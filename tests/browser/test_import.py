@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -61,3 +62,14 @@ def test_an_import_is_put_before_others(site: Site) -> None:
     expect(page.locator("[data-test=prioritize]")).to_be_hidden()
     expect(page.locator("[data-test=export]")).to_be_visible()
     shot(site, "model-ready")
+
+
+@pytest.mark.parametrize(("source", "first"), [("archive", "#id_path"), ("files", "#id_name")])
+def test_the_name_of_a_chosen_file_is_written_into_no_other_field(
+    site: Site, tmp_path: Path, source: str, first: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(b"x")
+    site.sign_in()
+    page = site.open(f"models_registry/modelversion/add/?source={source}")
+    page.set_input_files("#id_upload", tmp_path / "x.tar")
+    expect(page.locator(first)).to_have_value("")  # so that it is not a path and an upload
