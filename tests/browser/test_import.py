@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,24 @@ def test_the_name_of_a_chosen_file_is_written_into_no_other_field(
     page = site.open(f"models_registry/modelversion/add/?source={source}")
     page.set_input_files("#id_upload", tmp_path / "x.tar")
     expect(page.locator(first)).to_have_value("")  # so that it is not a path and an upload
+
+
+def test_a_page_that_is_open_tells_what_came(site: Site) -> None:
+    row = make_model_version()
+    ModelVersion.objects.filter(pk=row.pk).update(state="importing", digest="")
+    ImportJob.objects.create(version=row, remote={"kind": "urls"}, paused=True, queued_at=row.created_at)
+    site.sign_in()
+    page = site.open(f"models_registry/modelversion/{row.pk}/change/")
+    expect(page.locator("[data-test=pause]")).to_have_text(re.compile("Go on"))
+    expect(page.locator("[data-test=copy-to]")).to_be_hidden()
+    expect(page.locator("[data-live='model:facts']")).not_to_contain_text("none")
+    site.wait_live()
+    ImportJob.objects.update(paused=False)  # somebody else did
+    expect(page.locator("[data-test=pause]")).to_have_text(re.compile("Pause"))
+    page.fill("textarea[name=notes]", "half a sen")
+    ModelVersion.objects.filter(pk=row.pk).update(state="ready", digest=row.digest, flagged=True)
+    expect(page.locator("[data-test=flagged]")).to_be_visible()
+    expect(page.locator("[data-test=words]")).to_be_visible()
+    expect(page.locator("[data-test=pin-open]")).to_be_visible()
+    expect(page.locator("[data-test=copy-to]")).to_be_visible()
+    expect(page.locator("textarea[name=notes]")).to_have_value("half a sen")

@@ -17,9 +17,10 @@ from django.utils import timezone
 
 from deployments import services
 from fleet.models import ServerState
+from models_registry.models import ModelVersion
 from monitoring import consumers
 from monitoring.consumers import FORBIDDEN, NO_LOGIN, NO_TOPIC, LiveConsumer
-from tests.factories import make_deployment, make_key, make_project, make_server
+from tests.factories import make_deployment, make_key, make_model_version, make_project, make_server
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio]
 APPLICATION = URLRouter([path("ws/live", LiveConsumer.as_asgi())])
@@ -106,6 +107,18 @@ async def test_a_deployment_that_is_gone_says_so(admin: User) -> None:
     link = await follow(f"deployment:{row.pk}", admin)
     await link.send_json_to({"slots": ["deployment:head"]})
     assert "deleted" in (await link.receive_json_from(timeout=5))["deployment:head"]
+    await link.disconnect()
+
+
+async def test_a_model_says_when_it_is_to_be_read_again_and_when_it_is_gone(admin: User) -> None:
+    row = await sync_to_async(make_model_version)(state="importing")
+    link = await follow(f"model:{row.pk}", admin)
+    await link.send_json_to({"slots": ["model:head", "list:digest"]})
+    assert (await link.receive_json_from(timeout=5))["list:digest"] == "importing"
+    await sync_to_async(ModelVersion.objects.filter(pk=row.pk).update)(state="ready")
+    assert (await link.receive_json_from(timeout=5))["list:digest"] == "ready"
+    await sync_to_async(row.delete)()
+    assert "This version was deleted" in (await link.receive_json_from(timeout=5))["model:head"]
     await link.disconnect()
 
 
