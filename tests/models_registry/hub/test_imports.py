@@ -367,7 +367,7 @@ def test_the_commands_start_and_check(hub: FakeHub, capsys: pytest.CaptureFixtur
     blob = services.store().blob_path(row.manifest["files"][0]["sha256"] if row.manifest else _first(row))
     blob.chmod(0o644)
     blob.write_bytes(b"damaged")
-    with pytest.raises(CommandError, match="1 files are damaged"):
+    with pytest.raises(CommandError, match="1 file is damaged"):
         call_command("verify_store")
     with pytest.raises(CommandError, match="no org/nothing"):
         call_command("download_model", "org/nothing")
