@@ -24,7 +24,9 @@ def delete_version(version: ModelVersion, *, by: str = "") -> None:
     """
     label = str(version)
     if version.state == VersionState.IMPORTING:
-        raise NotReady(f"{label} is being imported.", remedy="Wait until the import is done, then delete it.")
+        raise NotReady(
+            f"{label} is being imported.", remedy="Cancel the import, or wait until it is done, then delete it."
+        )
     with transaction.atomic():
         aliases.lock_model(version.model_id)
         list(ModelVersion.objects.select_for_update().filter(pk=version.pk))  # a revision of it waits for us now

@@ -96,7 +96,7 @@ def _free_version(model: Model, version: str) -> None:
             raise VersionTaken(f"{model.name}@{version} is an alias.", remedy="Give another version.")
         return
     if taken.state == VersionState.READY:
-        raise VersionTaken(f"There is a version {taken} with other files already.")
+        raise VersionTaken(f"There is a version {taken} already.")
     if taken.state == VersionState.IMPORTING:
         raise VersionTaken(f"{taken} is being imported.", remedy="Wait until it is done, or give another version.")
     taken.delete()

@@ -92,8 +92,8 @@ def _person_now(user_pk: Any, session: Any, topic: topics.Topic) -> Any:
     """The person of a page as the database has them now; None when the page is not theirs to see any more."""
     if session is None:
         user = get_user_model().objects.filter(pk=user_pk).first()
-    else:  # signed out, or with another password since
-        user = get_user(SimpleNamespace(session=type(session)(session.session_key)))
+    else:  # signed out, or with another password since; `type` would be that of the lazy wrapper that Channels has
+        user = get_user(SimpleNamespace(session=session.__class__(session.session_key)))
     return user if user is not None and user.pk == user_pk and topics.may_see(user, topic) else None
 
 

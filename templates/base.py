@@ -23,7 +23,8 @@ def words_of(error: Exception) -> str | None:
         return " ".join(error.messages)
     if not isinstance(error, Problem):
         return None
-    message = error.message[:1].upper() + error.message[1:]
+    first = error.message.split(" ", 1)[0]
+    message = error.message[:1].upper() + error.message[1:] if first.isalpha() else error.message  # else a file's name
     return f"{message.rstrip('.')}. {error.remedy}".strip() if error.remedy else message
 
 

@@ -63,6 +63,16 @@ def _signs(path: str, taken: Set[str]) -> bool:
     return _SIGNED.fullmatch(path) is not None or (one is not None and one[1] in taken)
 
 
+def alternatives(paths: Iterable[str]) -> tuple[str, ...]:
+    """Quantizations of one and the same model among GGUF files `paths`, where there are several: one too many."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        name = _quantization(path)
+        if path.lower().endswith(".gguf") and not _helps(path) and _QUANTIZATION.search(name):
+            found.setdefault(path.upper().replace(name, ""), set()).add(name)
+    return next((tuple(sorted(names)) for names in found.values() if len(names) > 1), ())
+
+
 def _weights(paths: Sequence[str]) -> tuple[list[str], str]:
     safetensors = [path for path in paths if path.endswith(".safetensors")]
     if safetensors:

@@ -11,7 +11,7 @@ from fleet.sealed import unseal
 from models_registry.download.remote import Remote
 from models_registry.errors import BadSource
 from models_registry.fetching.work import Item
-from models_registry.hub.choose import Choice, chosen
+from models_registry.hub.choose import Choice, alternatives, chosen
 from models_registry.hub.client import Hub, HubModel
 from models_registry.models import HubToken, ImportJob
 
@@ -50,6 +50,11 @@ def spec_of(model: HubModel, choice: Choice, patterns: Sequence[str] = ()) -> Sp
             if patterns
             else f"{model.repo} holds no file that could be taken.",
             remedy="Look at its files, and give patterns such as *.gguf.",
+        )
+    if not any(path.endswith(".safetensors") for path in taken) and (several := alternatives(taken)):
+        raise BadSource(
+            f"{' and '.join(several)} are the same model, and a version holds one.",
+            remedy="Take one of them; import another as a version of its own.",
         )
     return Spec(settings.HUB_ENDPOINT, model.repo, model.commit, files, model.license, model.gated)
 

@@ -46,6 +46,10 @@ class SearchForm(PageForm):
         super().__init__(*args, **kwargs)
         self.fields["token"].queryset = usable_tokens(user)
 
+    def clean_q(self) -> str:
+        """The address of a repository's page, as people paste it, is its name."""
+        return str(self.cleaned_data["q"]).strip().removeprefix("https://huggingface.co/").strip("/")
+
 
 class FetchForm(PageForm):
     """What of a repository to take, and under which name."""
@@ -77,8 +81,13 @@ def hub_page(page: PageAdmin, request: HttpRequest) -> HttpResponse:
 def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], asked: dict[str, Any]) -> HttpResponse:
     model, choice = imports.look_up(asked["q"], asked["revision"] or "main", (), asked["token"])
     fetch = FetchForm(request.POST or None, initial={"name": model.repo})
-    taken = set(request.POST.getlist("files")) if request.method == "POST" else set(choice.paths)
-    if request.method == "POST" and fetch.is_valid():
+    files = sorted(model.files, key=lambda file: (file.path not in choice.paths, file.path))
+    shown, unseen = files[:MOST_SHOWN], files[MOST_SHOWN:]
+    also = {file.path for file in unseen if file.path in choice.paths}  # no box of theirs can be ticked, or not
+    taken = set(request.POST.getlist("files")) | also if request.method == "POST" else set(choice.paths)
+    if request.method == "POST" and not taken:
+        messages.error(request, "Choose at least one file.")
+    elif request.method == "POST" and fetch.is_valid():
         with told(request):
             row = services.start_hub_import(
                 model.repo,
@@ -93,7 +102,6 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
             )
             messages.success(request, f"The import of {row} has started.")
             return HttpResponseRedirect(page.url("change", row.pk))
-    files = sorted(model.files, key=lambda file: (file.path not in taken, file.path))
     return page.page(
         request,
         "stokehold/hub.html",
@@ -102,12 +110,15 @@ def _repo_page(page: PageAdmin, request: HttpRequest, context: dict[str, Any], a
         found=model,
         fetch=fetch,
         reason=choice.reason,
-        files=[(file, file.path in taken) for file in files[:MOST_SHOWN]],
-        hidden=max(0, len(files) - MOST_SHOWN),
+        files=[(file, file.path in taken) for file in shown],
+        hidden=len(unseen),
+        also=len(also),
+        also_bytes=sum(file.size for file in unseen if file.path in also),
         taken_bytes=sum(file.size for file in model.files if file.path in taken),
         variants=[
             (name, ",".join(paths), sum(file.size for file in model.files if file.path in paths))
             for name, paths in variants(file.path for file in model.files).items()
+            if not any(file.path in paths for file in unseen)
         ],
     )
 

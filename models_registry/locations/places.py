@@ -106,7 +106,7 @@ def mark(location: StorageLocation) -> None:
         if not found:
             if location.read_only:
                 raise LocationReadOnly(
-                    f"{location} is read-only, and has no file {MARKER}, which tells that its disk is mounted.",
+                    f"The location {location} is read-only, and has no file {MARKER}, which tells that it is mounted.",
                     remedy=f"Make it by hand where it can be written: echo {location.uid} > {root / MARKER}",
                 )
             found = str(location.uid)

@@ -208,6 +208,11 @@ def _check_fields(location: StorageLocation) -> None:
 
 def _check_empty(location: StorageLocation) -> None:
     """What is there would be taken for ours, and cleaned."""
+    if location.read_only:
+        raise BadLocation(
+            "A folder of ours begins empty, and a read-only one would stay so.",
+            remedy="Make it read-only when it is filled, or add it as shared storage.",
+        )
     found = sorted(set(os.listdir(location.root)) - _MAY_LIE_THERE)
     if MARKER in found:
         raise BadLocation(

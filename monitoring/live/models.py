@@ -9,7 +9,7 @@ from models_registry.catalog import files_of
 from models_registry.location_models import StorageJob
 from models_registry.locations.copies import copies_of
 from models_registry.models import ImportJob, ModelVersion
-from monitoring.live.parts import cells, fragment, list_digest
+from monitoring.live.parts import LIST_SLOT, cells, fragment, list_digest
 
 MODEL_CELLS = ("state", "size", "facts")
 
@@ -24,12 +24,13 @@ def render_list(ask: Any) -> dict[str, str]:
 def render_one(ask: Any) -> dict[str, str]:
     version = ModelVersion.objects.select_related("model").filter(pk=ask.argument).first()
     if version is None:
-        return {"model:head": "gone"}
+        return {"model:head": fragment("model_gone"), LIST_SLOT: "gone"}
     work = StorageJob.objects.filter(version=version).select_related("location", "source").first()
     job = ImportJob.objects.filter(ImportJob.FETCHED, pk=version.pk).first()
     fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
     files = files_of(version)
     return {
+        LIST_SLOT: version.state + (" paused" if paused else ""),  # as the page has it in `data-live-list`
         "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),
         "model:copies": fragment("model_copies", row=version, copies=copies_of(version), job=work),

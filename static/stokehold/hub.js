@@ -17,11 +17,12 @@
   function start(form) {
     const boxes = Array.from(form.querySelectorAll("input[name=files]"));
     const total = form.querySelector("[data-hub-total]");
+    const unseen = Number(form.dataset.hubFiles); // taken too, of files that are not listed
     const variants = Array.from(form.querySelectorAll("[data-hub-variant]"));
 
     function tell() {
       const chosen = boxes.filter((box) => box.checked);
-      total.textContent = inWords(chosen.reduce((sum, box) => sum + Number(box.dataset.size), 0));
+      total.textContent = inWords(chosen.reduce((sum, box) => sum + Number(box.dataset.size), unseen));
     }
 
     variants.forEach((button) => {

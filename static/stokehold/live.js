@@ -193,6 +193,7 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     const root = document.querySelector("[data-live-topic]");
+    listDigest = document.querySelector("[data-live-list]")?.dataset.liveList || null;
     if (root) connect(root.dataset.liveTopic);
     document.addEventListener("live:swapped", freshenTimes);
     setInterval(freshenTimes, 5000);

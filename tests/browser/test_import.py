@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -61,3 +63,35 @@ def test_an_import_is_put_before_others(site: Site) -> None:
     expect(page.locator("[data-test=prioritize]")).to_be_hidden()
     expect(page.locator("[data-test=export]")).to_be_visible()
     shot(site, "model-ready")
+
+
+@pytest.mark.parametrize(("source", "first"), [("archive", "#id_path"), ("files", "#id_name")])
+def test_the_name_of_a_chosen_file_is_written_into_no_other_field(
+    site: Site, tmp_path: Path, source: str, first: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(b"x")
+    site.sign_in()
+    page = site.open(f"models_registry/modelversion/add/?source={source}")
+    page.set_input_files("#id_upload", tmp_path / "x.tar")
+    expect(page.locator(first)).to_have_value("")  # so that it is not a path and an upload
+
+
+def test_a_page_that_is_open_tells_what_came(site: Site) -> None:
+    row = make_model_version()
+    ModelVersion.objects.filter(pk=row.pk).update(state="importing", digest="")
+    ImportJob.objects.create(version=row, remote={"kind": "urls"}, paused=True, queued_at=row.created_at)
+    site.sign_in()
+    page = site.open(f"models_registry/modelversion/{row.pk}/change/")
+    expect(page.locator("[data-test=pause]")).to_have_text(re.compile("Go on"))
+    expect(page.locator("[data-test=copy-to]")).to_be_hidden()
+    expect(page.locator("[data-live='model:facts']")).not_to_contain_text("none")
+    site.wait_live()
+    ImportJob.objects.update(paused=False)  # somebody else did
+    expect(page.locator("[data-test=pause]")).to_have_text(re.compile("Pause"))
+    page.fill("textarea[name=notes]", "half a sen")
+    ModelVersion.objects.filter(pk=row.pk).update(state="ready", digest=row.digest, flagged=True)
+    expect(page.locator("[data-test=flagged]")).to_be_visible()
+    expect(page.locator("[data-test=words]")).to_be_visible()
+    expect(page.locator("[data-test=pin-open]")).to_be_visible()
+    expect(page.locator("[data-test=copy-to]")).to_be_visible()
+    expect(page.locator("textarea[name=notes]")).to_have_value("half a sen")

@@ -126,3 +126,11 @@ def test_periodic_tasks_of_every_app_are_known_tasks() -> None:
     for name, entry in beat_schedule().items():
         assert entry["task"] in app.tasks, name
         assert isinstance(entry["schedule"], int | float | BaseSchedule), name
+
+
+def test_what_is_not_there_or_not_allowed_leads_back(client: Client) -> None:
+    client.force_login(User.objects.create_user("<ann>", password="x", is_staff=True))
+    refused = client.get("/admin/models_registry/modelversion/add/")
+    assert (refused.status_code, "&lt;ann&gt;, who may not do this" in refused.content.decode()) == (403, True)
+    for answer in (refused, client.get("/admin/models_registry/modelversion/999/change/"), client.get("/nowhere")):
+        assert 'href="/admin/"' in answer.content.decode()

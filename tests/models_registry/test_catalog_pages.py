@@ -133,3 +133,9 @@ def test_a_viewer_sees_and_changes_nothing(client, version):
     for verb in ("notes", "alias", "accept", "allow", "forbid"):
         assert client.post(url(verb, version.pk), {"name": "prod"}).status_code == 403
         assert url(verb, version.pk) not in page
+
+
+def test_who_deletes_what_is_being_imported_is_told_to_cancel(admin_client):
+    version = make_model_version(state="importing")
+    told = admin_client.post(url("delete_page", version.pk), follow=True).content.decode()
+    assert "Cancel the import, or wait until it is done" in told

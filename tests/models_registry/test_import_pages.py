@@ -81,6 +81,12 @@ def test_an_import_is_put_first_and_the_schedule_set(page: Client, scope: FakeMo
     assert "else 5 MB/s (Asia/Tokyo)" in page.get(url("add")).content.decode()
 
 
+def test_a_name_in_an_error_stays_as_it_is(page: Client) -> None:
+    shown = page.post(f"{url('add')}?source=files", {"name": "x", "path": "models/x"}).content.decode()
+    assert "models/x does not exist" in shown
+    assert "Models/x" not in shown
+
+
 def test_an_archive_goes_out_and_comes_back(page: Client, scope: FakeModelScope, tmp_path: Path) -> None:
     row = make_version(write_gguf(tmp_path), name="org/tiny", version="v3")
     assert f"/api/v1/model-versions/{row.pk}/export/" in page.get(url("change", row.pk)).content.decode()

@@ -79,7 +79,7 @@ def test_versions_are_numbered_from_one(tmp_path):
 def test_a_version_with_other_files_keeps_its_name(tmp_path, model_store):
     make_version(write_gguf(tmp_path / "a"), version="1")
     before = files_below(model_store)
-    with pytest.raises(VersionTaken, match=r"tiny:1 with other files") as caught:
+    with pytest.raises(VersionTaken, match=r"version tiny:1 already") as caught:
         make_version(other_gguf(tmp_path / "b"), version="1")
     assert caught.value.status == 409
     assert files_below(model_store) == before

@@ -121,3 +121,5 @@ def test_the_command_takes_every_scheme(scope: FakeModelScope, capsys: pytest.Ca
     for source in (["s3://"], ["ms://org/nothing"], ["https://a.example/x", "ms://a/b"], ["ftp://x/y"]):
         with pytest.raises(CommandError):
             call_command("download_model", *source, no_wait=True)
+    with pytest.raises(CommandError, match="Give --name"):
+        call_command("download_model", "https://huggingface.co/org/tiny", no_wait=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from channels.auth import AuthMiddlewareStack
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, Group, User
@@ -16,9 +17,10 @@ from django.utils import timezone
 
 from deployments import services
 from fleet.models import ServerState
+from models_registry.models import ModelVersion
 from monitoring import consumers
 from monitoring.consumers import FORBIDDEN, NO_LOGIN, NO_TOPIC, LiveConsumer
-from tests.factories import make_deployment, make_key, make_project, make_server
+from tests.factories import make_deployment, make_key, make_model_version, make_project, make_server
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio]
 APPLICATION = URLRouter([path("ws/live", LiveConsumer.as_asgi())])
@@ -108,6 +110,18 @@ async def test_a_deployment_that_is_gone_says_so(admin: User) -> None:
     await link.disconnect()
 
 
+async def test_a_model_says_when_it_is_to_be_read_again_and_when_it_is_gone(admin: User) -> None:
+    row = await sync_to_async(make_model_version)(state="importing")
+    link = await follow(f"model:{row.pk}", admin)
+    await link.send_json_to({"slots": ["model:head", "list:digest"]})
+    assert (await link.receive_json_from(timeout=5))["list:digest"] == "importing"
+    await sync_to_async(ModelVersion.objects.filter(pk=row.pk).update)(state="ready")
+    assert (await link.receive_json_from(timeout=5))["list:digest"] == "ready"
+    await sync_to_async(row.delete)()
+    assert "This version was deleted" in (await link.receive_json_from(timeout=5))["model:head"]
+    await link.disconnect()
+
+
 async def test_a_member_follows_only_keys_of_their_own_projects() -> None:
     def prepare() -> tuple[User, str, str]:
         from apikeys.services import set_member
@@ -144,6 +158,23 @@ async def test_a_page_is_closed_when_its_person_signs_out(monkeypatch: pytest.Mo
     await sync_to_async(browser.force_login)(admin)
     link = WebsocketCommunicator(APPLICATION, "/ws/live?topic=keys")
     link.scope["user"], link.scope["session"] = admin, browser.session
+    assert (await link.connect())[0]
+    assert await link.receive_nothing(timeout=1.5)
+    await sync_to_async(browser.logout)()
+    assert (await link.receive_output(timeout=5))["code"] == FORBIDDEN
+
+
+async def test_a_page_is_closed_too_when_its_session_is_the_lazy_one_of_channels(
+    monkeypatch: pytest.MonkeyPatch, admin: User
+) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_POLLS", 1)
+    browser = Client()
+    await sync_to_async(browser.force_login)(admin)
+    link = WebsocketCommunicator(
+        AuthMiddlewareStack(APPLICATION),
+        "/ws/live?topic=keys",
+        headers=[(b"cookie", browser.cookies.output(attrs=[], header="", sep=";").strip().encode())],
+    )
     assert (await link.connect())[0]
     assert await link.receive_nothing(timeout=1.5)
     await sync_to_async(browser.logout)()

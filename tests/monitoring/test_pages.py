@@ -17,7 +17,7 @@ from apikeys.models import ApiKey
 from apikeys.services import set_member
 from deployments import services
 from deployments.models import Deployment, Event
-from fleet.models import Availability, JoinToken, ServerState
+from fleet.models import Availability, JoinToken, Server, ServerState
 from models_registry.models import ModelVersion
 from tests.factories import make_deployment, make_instance, make_key, make_model_version, make_project, make_server
 
@@ -330,3 +330,12 @@ def test_where_a_version_lies_says_when_it_was_read_again(page: Client) -> None:
         ServerState.objects.update_or_create(server=server, defaults={"cache": cache, "cache_at": timezone.now()})
         for address in (url("fleet_server_change", server.pk), url("models_registry_modelversion_change", version.pk)):
             assert seen in page.get(address).content.decode()
+
+
+@pytest.mark.parametrize(("kept", "words"), [(1, "at most 1 version of a model"), (2, "at most 2 versions of a model")])
+def test_a_server_says_how_many_versions_of_a_model_it_keeps(page: Client, kept: int, words: str) -> None:
+    server = make_server()
+    Server.objects.filter(pk=server.pk).update(keep_versions=kept)
+    cache = {"models": [], "used_bytes": 0, "quota_bytes": None, "alarm": ""}
+    ServerState.objects.update_or_create(server=server, defaults={"cache": cache, "cache_at": timezone.now()})
+    assert words in page.get(url("fleet_server_change", server.pk)).content.decode()

@@ -72,6 +72,8 @@ class Command(BaseCommand):
     def _source(self, source: list[str], options: dict[str, Any]) -> dict[str, Any]:
         """What `importing.start_fetch` is asked for."""
         if all(one.startswith(("http://", "https://")) for one in source):
+            if not options["name"]:
+                raise CommandError("Give --name NAME: URLs tell none. A repository of the Hub is given as ORG/NAME.")
             return {"urls": self._urls(source, options["sha256"]), "headers": _headers(options["header"])}
         if len(source) > 1:
             raise CommandError("Give one source; only of https:// there may be more.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models_registry.hub.choose import chosen, variants
+from models_registry.hub.choose import alternatives, chosen, variants
 
 TOKENIZER = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "README.md", "LICENSE")
 
@@ -55,3 +55,17 @@ def test_quantizations_are_told_apart_and_parts_kept_together() -> None:
         "Q5_K_M": ("m.q5_k_m.gguf",),
         "UD-Q4_K_XL": ("m-UD-Q4_K_XL.gguf",),
     }
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (("m-Q4_K_M.gguf", "m-Q8_0.gguf", "config.json"), ("Q4_K_M", "Q8_0")),
+        (("Q8_0/m-Q8_0.gguf", "UD-Q2_K_XL/m-UD-Q2_K_XL.gguf"), ("Q8_0", "UD-Q2_K_XL")),
+        (("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-F16.gguf"), ()),
+        (("m-Q8_0.gguf", "vision-tower-F16.gguf"), ()),
+        (("a.gguf", "b.gguf"), ()),
+    ],
+)
+def test_quantizations_of_one_model_are_told_from_its_parts(paths: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert alternatives(paths) == expected

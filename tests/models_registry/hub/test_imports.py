@@ -26,6 +26,7 @@ from config.home import SOURCE_DIR
 from models_registry import catalog, services
 from models_registry.errors import BadSource, NotReady, SourceGone, TokenNameTaken
 from models_registry.fetching import services as fetching
+from models_registry.hub import pages
 from models_registry.hub import services as hub_services
 from models_registry.models import HubToken, ImportJob, ModelVersion, VersionState
 from tests.fakes.hub import FakeHub, Fault, HubFile, serving_hub
@@ -103,7 +104,9 @@ def test_a_branch_that_moves_meanwhile_does_not_matter(hub: FakeHub) -> None:
 def test_chosen_files_patterns_names_and_tokens(hub: FakeHub) -> None:
     row = start(paths=["config.json", "tiny-Q8_0.gguf"], name="mine")
     assert [path for path, *_ in row.job.hub["files"]] == ["config.json", "tiny-Q8_0.gguf"]
-    assert str(start(patterns=["*.gguf"], name="all").job.hub["files"]).count("gguf") == 2
+    assert len(start(patterns=["*Q4*.gguf", "*.json"], name="some").job.hub["files"]) == 2
+    with pytest.raises(BadSource, match="are the same model"):
+        start(patterns=["*.gguf"])
     with pytest.raises(BadSource, match="matches"):
         start(patterns=["*.onnx"])
     with pytest.raises(SourceGone):
@@ -132,7 +135,7 @@ def test_a_source_that_lies_fails_with_both_hashes_and_leaves_the_store_as_it_wa
 
 def test_files_that_no_folder_can_hold_are_refused_before_a_byte_comes(hub: FakeHub) -> None:
     hub.repos["org/tiny"].change({"config.json/more.json": HubFile(b"{}")})
-    row = start(patterns=["*"])
+    row = start(patterns=["*Q4*", "*.json"])
     assert work(row) == VersionState.FAILED
     row.refresh_from_db()
     assert "'config.json' is a file, and 'config.json/more.json' lies in a folder of that name" in row.error
@@ -310,6 +313,29 @@ def test_who_may_not_import_does_not_look_with_our_tokens(hub: FakeHub, client: 
     assert client.get(reverse("admin:models_registry_modelversion_hub"), {"q": "tiny"}).status_code == 403
 
 
+def test_the_page_takes_what_is_ticked_and_nothing_else(hub: FakeHub, client: Client, admin: User) -> None:
+    client.force_login(admin)
+    page = f"{reverse('admin:models_registry_modelversion_hub')}?q=https://huggingface.co/org/tiny/"
+    assert "tiny-Q8_0.gguf" in client.get(page).content.decode()  # an address that was pasted
+    assert "Choose at least one file" in client.post(page, {"name": "tiny"}).content.decode()
+    both = {"name": "tiny", "files": ["tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf"]}
+    assert "Q4_K_M and Q8_0 are the same model" in client.post(page, both).content.decode()
+    assert not ModelVersion.objects.exists()
+
+
+def test_files_that_do_not_fit_on_the_page_are_taken_as_proposed(
+    hub: FakeHub, client: Client, admin: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_SHOWN", 2)
+    client.force_login(admin)
+    page = f"{reverse('admin:models_registry_modelversion_hub')}?q=org/tiny"
+    shown = client.get(page).content.decode()
+    assert "2 more files are not shown; 1 of them (3.8 MiB) is taken too" in shown
+    assert "data-hub-variant" not in shown  # of a quantization whose files have no boxes
+    client.post(page, {"name": "tiny", "files": ["README.md"]})
+    assert {file[0] for file in ImportJob.objects.get().hub["files"]} == {"README.md", "tiny-Q4_K_M.gguf"}
+
+
 def test_the_pages_find_show_and_start(hub: FakeHub, client: Client, admin: User) -> None:
     client.force_login(admin)
     page = reverse("admin:models_registry_modelversion_hub")
@@ -341,7 +367,7 @@ def test_the_commands_start_and_check(hub: FakeHub, capsys: pytest.CaptureFixtur
     blob = services.store().blob_path(row.manifest["files"][0]["sha256"] if row.manifest else _first(row))
     blob.chmod(0o644)
     blob.write_bytes(b"damaged")
-    with pytest.raises(CommandError, match="1 files are damaged"):
+    with pytest.raises(CommandError, match="1 file is damaged"):
         call_command("verify_store")
     with pytest.raises(CommandError, match="no org/nothing"):
         call_command("download_model", "org/nothing")

@@ -310,3 +310,9 @@ def test_a_look_tells_how_full_it_is(tmp_path, add):
     assert big.used_bytes == source.stat().st_size
     assert 0 < big.free_bytes <= big.total_bytes
     assert big.looked_at == NOW
+
+
+def test_a_store_of_ours_that_could_never_be_filled_is_refused(tmp_path):
+    (tmp_path / "ro").mkdir()
+    with pytest.raises(BadLocation, match="would stay so"):
+        services.add_location("ro", str(tmp_path / "ro"), read_only=True, now=NOW)

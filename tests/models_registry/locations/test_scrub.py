@@ -243,18 +243,18 @@ def test_a_due_copy_whose_reading_breaks_off_waits_a_day_while_others_have_their
 
 def test_the_command_finds_and_repairs(version, both, capsys):
     spoil(blob_of(copy_of(version, "big")))
-    with pytest.raises(CommandError, match="1 files are damaged"):
+    with pytest.raises(CommandError, match="1 file is damaged"):
         call_command("verify_store")
     assert "tiny:1 in big: config.json is not what it was" in capsys.readouterr().err
     call_command("verify_store", repair=True)
-    assert "1 of 1 files were repaired" in capsys.readouterr().out
+    assert "1 of 1 file repaired" in capsys.readouterr().out
     call_command("verify_store", location="big")
     assert "default" not in capsys.readouterr().out
 
 
 def test_the_command_says_what_it_could_not_reach(tmp_path, version, both):
     (tmp_path / "big").rename(tmp_path / "away")
-    with pytest.raises(CommandError, match="1 copies could not be reached"):
+    with pytest.raises(CommandError, match="1 copy could not be reached"):
         call_command("verify_store")
 
 
@@ -300,3 +300,10 @@ def test_a_file_that_is_known_to_be_damaged_is_not_taken_for_one_that_is_there(h
     second.refresh_from_db()
     assert models.verify_version(second) == models.verify_version(first) == []
     assert copy_of(first).state == "whole"
+
+
+def test_the_command_refuses_names_of_nothing() -> None:
+    with pytest.raises(CommandError, match="no model misspelt"):
+        call_command("verify_store", "misspelt")
+    with pytest.raises(CommandError, match="no location nowhere"):
+        call_command("verify_store", location="nowhere")
