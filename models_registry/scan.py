@@ -16,6 +16,7 @@ MOST_FILES = 20_000
 """Of one version, wherever it comes from."""
 _SKIPPED_FOLDERS = frozenset({".cache", ".git"})  # of download tools, never part of a model
 _SKIPPED_FILES = frozenset({".gitattributes", ".gitignore", ".DS_Store"})
+_SECRETS = {".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".netrc", ".pgpass", ".git-credentials"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,22 @@ def scan(source: Path, protected: Sequence[Path] = ()) -> tuple[SourceFile, ...]
     if not files:
         raise BadSource(f"The folder {source} holds no files.")
     for file in files:
+        if keeps_secrets(file.source):
+            raise BadSource(
+                f"{file.path} lies where a person's keys are kept, and is no part of a model.",
+                remedy="Give a folder that holds the model's files only.",
+            )
         if any(file.source.is_relative_to(own) for own in protected):
             raise BadSource(
                 f"{file.path} is part of this installation's own home folder.",
                 remedy="Give a folder that holds the model's files only.",
             )
     return tuple(files)
+
+
+def keeps_secrets(path: Path) -> bool:
+    """Whether it lies where programs keep a person's keys and passwords."""
+    return not _SECRETS.isdisjoint(path.parts)
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:

@@ -10,12 +10,21 @@ from django.core.exceptions import ValidationError
 from models_registry.errors import BadSource, InvalidName
 from models_registry.location_models import StorageLocation
 from models_registry.models import Model, ModelVersion
+from models_registry.scan import keeps_secrets
 
+_MACHINES_OWN = tuple(
+    Path(one)
+    for one in ("/etc", "/proc", "/sys", "/dev", "/boot", "/run/secrets", "/run/user", "/var/log", "/var/spool")
+)
 _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 def checked_source(path: Path) -> Path:
-    """`path`, absolute. Raises BadSource: not there, no text, or it touches what is this installation's own."""
+    """`path`, absolute.
+
+    Raises BadSource: not there, no text, outside `settings.IMPORT_ROOTS`, or it touches what is this installation's or
+    the machine's own: whoever imports a file can read it, by exporting the version.
+    """
     try:
         str(path).encode()
         real = Path(path).resolve(strict=True)
@@ -26,6 +35,17 @@ def checked_source(path: Path) -> Path:
     if any(real.is_relative_to(own) or own.is_relative_to(real) for own in own_paths()):
         raise BadSource(
             f"{path} holds, or is part of, this installation's own home folder.",
+            remedy="Give a folder that holds the model's files only.",
+        )
+    roots = [Path(root).resolve() for root in settings.IMPORT_ROOTS]
+    if roots and not any(real.is_relative_to(root) for root in roots):
+        raise BadSource(
+            f"{path} is outside the folders that models may be taken from.",
+            remedy=f"Put it below {' or '.join(str(root) for root in roots)} (STOKEHOLD_IMPORT_ROOTS).",
+        )
+    if keeps_secrets(real) or any(real.is_relative_to(own) or own.is_relative_to(real) for own in _MACHINES_OWN):
+        raise BadSource(
+            f"{path} holds, or is part of, what belongs to the machine or to its users' keys.",
             remedy="Give a folder that holds the model's files only.",
         )
     return Path(path).absolute()

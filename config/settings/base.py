@@ -31,6 +31,8 @@ HUB_TOKEN = os.environ.get("HF_TOKEN", "")
 HUB_CONNECTIONS = 16  # of all fetches together
 MODELSCOPE_ENDPOINT = os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
 MODELSCOPE_TOKEN = os.environ.get("MODELSCOPE_API_TOKEN", "")
+IMPORT_ROOTS = [one for one in os.environ.get("STOKEHOLD_IMPORT_ROOTS", "").split(":") if one]
+"""Folders on this machine below which models may be taken in; none: anywhere but what is the machine's own."""
 FETCH_FROM_LOOPBACK = os.environ.get("STOKEHOLD_FETCH_FROM_LOOPBACK", "") == "1"  # URLs and buckets on this machine
 BLOB_ACCEL_PREFIX = os.environ.get("STOKEHOLD_BLOB_ACCEL_PREFIX", "").rstrip("/")
 """Internal location of an nginx in front (`X-Accel-Redirect`) that hands out files; empty: Python sends them."""

@@ -314,3 +314,33 @@ def test_the_command_imports_and_says_what_it_is(tmp_path, capsys):
     assert "tiny:v1 is ready: GGUF, llama, F16" in capsys.readouterr().out
     with pytest.raises(CommandError, match="does not exist"):
         call_command("import_model", "tiny", "/nowhere/at/all")
+
+
+def test_what_is_the_machines_own_or_opens_something_is_never_taken_in(tmp_path, settings):
+    (tmp_path / "m" / ".ssh").mkdir(parents=True)
+    (tmp_path / "m" / ".ssh" / "id_ed25519").write_text("secret")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    for path in (
+        "/etc/passwd",
+        "/etc",
+        "/",
+        "/proc/self/environ",
+        str(tmp_path / "m" / ".ssh"),
+        str(tmp_path / "link"),
+    ):
+        with pytest.raises(BadSource, match="belongs to the machine"):
+            services.import_path("m", Path(path), now=NOW)
+    with pytest.raises(BadSource, match="keys are kept"):
+        services.import_path("m", tmp_path / "m", now=NOW)
+    assert not ModelVersion.objects.exists()
+
+
+def test_models_are_taken_from_the_folders_that_the_operator_names_only(tmp_path, settings):
+    inside, outside = write_gguf(tmp_path / "models" / "m"), write_gguf(tmp_path / "other")
+    settings.IMPORT_ROOTS = [str(tmp_path / "models")]
+    services.import_path("m", inside, now=NOW)
+    (tmp_path / "models" / "out").symlink_to(outside)
+    for path in (outside, tmp_path / "models" / ".." / "other", tmp_path / "models" / "out"):
+        with pytest.raises(BadSource, match="outside the folders") as refused:
+            services.import_path("n", path, now=NOW)
+        assert "STOKEHOLD_IMPORT_ROOTS" in refused.value.remedy
