@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +14,7 @@ import structlog
 from django.conf import settings
 
 from models_registry import tags as tagging
-from models_registry.errors import NothingToAllow, NotReady
+from models_registry.errors import LocationUnreachable, NothingToAllow, NotReady
 from models_registry.inspect import inspect_version
 from models_registry.locations.find import version_folder
 from models_registry.models import Model, ModelVersion, VersionState
@@ -20,6 +22,9 @@ from models_registry.versions import describe_facts
 from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
+
+_LICENSE_FILE = re.compile(r"(?:licen[cs]e|use_policy|notice|copying)(?:[._-].*)?", re.IGNORECASE)
+_MOST_TEXTS, _MOST_TEXT_BYTES = 5, 100_000
 
 
 def annotate(row: Model | ModelVersion, *, notes: str | None = None, tags: Iterable[str] | None = None) -> None:
@@ -38,6 +43,25 @@ def needs_acceptance(version: ModelVersion) -> bool:
     return version.gated or (
         bool(license_name) and any(fnmatchcase(license_name, one.lower()) for one in settings.LICENSES_TO_ACCEPT)
     )
+
+
+def license_texts(version: ModelVersion) -> list[tuple[str, str]]:
+    """(path, text) of the licence files among a READY version's own, the start of each; none when out of reach."""
+    found = []
+    with suppress(LocationUnreachable):
+        folder = version_folder(version)
+        paths = (file["path"] for file in version.manifest["files"])
+        for path in sorted(path for path in paths if _LICENSE_FILE.fullmatch(path.rpartition("/")[2]))[:_MOST_TEXTS]:
+            with suppress(OSError), (folder / path).open("rb") as file:
+                text = file.read(_MOST_TEXT_BYTES).decode(errors="replace").replace("\0", "")
+                found.append((path, text))
+    return found
+
+
+def source_page(version: ModelVersion) -> str:
+    """Where people read about it at its source; empty: nowhere that is known."""
+    repo, _, commit = version.source.removeprefix("hf://").rpartition("@")
+    return f"{settings.HUB_ENDPOINT}/{repo}/tree/{commit}" if version.source.startswith("hf://") and repo else ""
 
 
 def waits_for_acceptance(version: ModelVersion) -> bool:

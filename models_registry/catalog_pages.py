@@ -156,6 +156,8 @@ def accept_license(page: PageAdmin, request: HttpRequest, object_id: str) -> Htt
         back=page.url("change", row.pk),
         consequence=f"Licence: {row.license or 'as its source shows it'}. Source: {row.source}. Your name and the time "
         "are kept; then it can be deployed.",
+        texts=catalog.license_texts(row),
+        source_url=catalog.source_page(row),
         button="Accept it",
     )
 

@@ -12,6 +12,8 @@ from models_registry.models import ImportJob, ModelVersion
 from monitoring.live.parts import LIST_SLOT, cells, fragment, list_digest
 
 MODEL_CELLS = ("state", "size", "facts")
+MOST_FILES_SHOWN = 300
+"""All of it is made anew for each look of a live page."""
 
 
 def render_list(ask: Any) -> dict[str, str]:
@@ -28,13 +30,19 @@ def render_one(ask: Any) -> dict[str, str]:
     work = StorageJob.objects.filter(version=version).select_related("location", "source").first()
     job = ImportJob.objects.filter(ImportJob.FETCHED, pk=version.pk).first()
     fetching, paused = (job.detail, job.paused) if job is not None else ({}, False)
-    files = files_of(version)
+    files = sorted(files_of(version), key=lambda file: not file["flags"])  # what to see to comes first
     return {
         LIST_SLOT: version.state + (" paused" if paused else ""),  # as the page has it in `data-live-list`
         "model:head": fragment("model_head", row=version, fetching=fetching, paused=paused),
         "model:facts": fragment("model_facts", row=version),
         "model:copies": fragment("model_copies", row=version, copies=copies_of(version), job=work),
-        "model:files": fragment("model_files", row=version, files=files, fetching=fetching),
+        "model:files": fragment(
+            "model_files",
+            row=version,
+            files=files[:MOST_FILES_SHOWN],
+            hidden=max(0, len(files) - MOST_FILES_SHOWN),
+            fetching=fetching,
+        ),
         "model:servers": fragment("model_servers", servers=_servers(version)),
     }
 

@@ -96,6 +96,31 @@ def test_a_licence_is_accepted(admin_client, version):
     assert "Accepted by admin" in text(admin_client, url("change", version.pk))
 
 
+def test_who_accepts_a_licence_can_read_it_first(admin_client, tmp_path):
+    folder = write_gguf(tmp_path / "m").parent
+    (folder / "LICENSE").write_bytes(b"You may not <b>shout</b>.\0\xff")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "USE_POLICY.md").write_text("Be kind.")
+    version = make_version(folder)
+    ModelVersion.objects.update(gated=True, source="hf://org/name@0123abc")
+    page = text(admin_client, url("accept", version.pk))
+    assert "You may not &lt;b&gt;shout&lt;/b&gt;." in page
+    assert "Be kind." in page
+    assert 'href="http://127.0.0.1:9/org/name/tree/0123abc"' in page
+
+
+def test_of_very_many_files_the_page_shows_the_first_and_those_that_matter(admin_client, tmp_path):
+    folder = write_gguf(tmp_path / "m").parent
+    for number in range(320):
+        (folder / f"{number:03}.txt").write_text(str(number))
+    (folder / "zzz.py").write_text("print()")
+    version = make_version(folder)
+    page = text(admin_client, url("change", version.pk))
+    assert "zzz.py" in page
+    assert "319.txt" not in page
+    assert "and 22 more" in page
+
+
 def test_files_that_run_code_are_allowed_and_forbidden(admin_client, version):
     assert "can then run any program" in text(admin_client, url("allow", version.pk))
     admin_client.post(url("allow", version.pk))
