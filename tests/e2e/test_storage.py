@@ -63,5 +63,5 @@ def test_everything_is_moved_to_a_new_disk_and_mended_there(stack: Stack, tmp_pa
         file.seek(10_000_000)
         file.write(b"\xff" * 16)
     assert "done" in store(stack, "store", "verify", f"{MODEL}:q4_1")
-    assert "are as they should be" in store(stack, "verify_store")
+    assert "as it should be" in store(stack, "verify_store")
     assert {row["state"] for row in copies(stack).values()} == {"whole"}
