@@ -29,6 +29,24 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database-only", action="store_true", help="only tests that use the database")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For runs on another database: what does not use one has been run already."""
+    if not config.getoption("--database-only"):
+        return
+    used = [one for one in items if _uses_database(one)]
+    config.hook.pytest_deselected(items=[one for one in items if not _uses_database(one)])
+    items[:] = used
+
+
+def _uses_database(item: pytest.Item) -> bool:
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return item.get_closest_marker("django_db") is not None or bool(fixtures & {"db", "transactional_db"})
+
+
 @pytest.fixture
 def now() -> dt.datetime:
     """This moment, aware UTC."""
