@@ -35,7 +35,7 @@ def visible_keys(user: Any, rows: QuerySet[ApiKey] | None = None) -> QuerySet[Ap
     rows = ApiKey.objects.all() if rows is None else rows
     if has_staff_permission(user, "view_apikey"):
         return rows
-    return rows.filter(project__in=_own(user))
+    return rows.filter(project__in=own_projects(user))
 
 
 def projects_with_visible_usage(user: Any) -> QuerySet[Project]:
@@ -45,7 +45,7 @@ def projects_with_visible_usage(user: Any) -> QuerySet[Project]:
 
 def projects_to_make_keys_in(user: Any) -> QuerySet[Project]:
     """Projects in which a person may make keys."""
-    return Project.objects.all() if has_staff_permission(user, "add_apikey") else _own(user, ProjectRole.OWNER)
+    return Project.objects.all() if has_staff_permission(user, "add_apikey") else own_projects(user, ProjectRole.OWNER)
 
 
 def may_change_keys(user: Any, project: Project, codename: str = "change_apikey") -> bool:
@@ -58,16 +58,11 @@ def may_change_members(user: Any, project: Project) -> bool:
     return has_staff_permission(user, "change_project") or _owns(user, project)
 
 
-def own_projects(user: Any) -> QuerySet[Project]:
-    """Projects that a person is a member of, in whichever role."""
-    return _own(user)
-
-
 def _all_or_own(user: Any, codename: str) -> QuerySet[Project]:
-    return Project.objects.all() if has_staff_permission(user, codename) else _own(user)
+    return Project.objects.all() if has_staff_permission(user, codename) else own_projects(user)
 
 
-def _own(user: Any, *roles: str) -> QuerySet[Project]:
+def own_projects(user: Any, *roles: str) -> QuerySet[Project]:
     """Projects that a person is a member of, in one of `roles` when some are given."""
     mine = Membership.objects.filter(user=user)
     mine = mine.filter(role__in=roles) if roles else mine
@@ -75,7 +70,7 @@ def _own(user: Any, *roles: str) -> QuerySet[Project]:
 
 
 def _owns(user: Any, project: Project) -> bool:
-    return _own(user, ProjectRole.OWNER).filter(pk=project.pk).exists()
+    return own_projects(user, ProjectRole.OWNER).filter(pk=project.pk).exists()
 
 
 def tokens_today(key_ids: list[str], now: dt.datetime) -> dict[str, int]:

@@ -12,15 +12,14 @@ from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from config.ports import Application, Receive, Scope, Send
+from config.ports import NODE_FILE_PREFIXES, Application, Receive, Scope, Send
 
-PREFIXES = ("/api/v1/blobs/", "/api/v1/manifests/")
 _THREADS = 4
 """One that waits for a lock of the database holds up a share of the questions only."""
 
 
 class NodeFiles(ASGIHandler):
-    """ASGI: serves `PREFIXES` by Django's views without its middlewares (sessions, CSRF, messages, logs of requests).
+    """ASGI: serves `NODE_FILE_PREFIXES` by Django's views without its middlewares (sessions, CSRF, messages, logs).
 
     A few threads of its own ask the database for all of them, so that a long answer holds neither a thread nor a
     connection. All else goes to `otherwise`.
@@ -47,7 +46,7 @@ class NodeFiles(ASGIHandler):
         self._middleware_chain = self._respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not scope["path"].startswith(PREFIXES):
+        if not scope["path"].startswith(NODE_FILE_PREFIXES):
             await self._otherwise(scope, receive, send)
             return
         async with ThreadSensitiveContext(executor=next(self._turns)):

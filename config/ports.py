@@ -18,7 +18,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _NODE_PATHS = ("/api/v1/join", "/api/v1/join/ca")
-_NODE_PREFIXES = ("/link/", "/api/v1/blobs/", "/api/v1/manifests/")
+NODE_FILE_PREFIXES = ("/api/v1/blobs/", "/api/v1/manifests/")
+_NODE_PREFIXES = ("/link/", *NODE_FILE_PREFIXES)
 _UNLIMITED_PREFIXES = ("/api/v1/model-versions/", "/admin/models_registry/")
 MAX_JOIN_BYTES = 64 * 1024
 

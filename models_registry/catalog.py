@@ -9,17 +9,17 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
-import msgspec
 import structlog
 from django.conf import settings
 
 from models_registry import tags as tagging
-from models_registry.errors import LocationUnreachable, NothingToAllow, NotReady
+from models_registry.errors import LocationUnreachable, NothingToAllow
+from models_registry.hub.client import origin_of
 from models_registry.inspect import inspect_version
+from models_registry.locations.copies import manifest_of
 from models_registry.locations.find import version_folder
-from models_registry.models import Model, ModelVersion, VersionState
+from models_registry.models import Model, ModelVersion
 from models_registry.versions import describe_facts
-from wire.manifest import Manifest
 
 log = structlog.get_logger(__name__)
 
@@ -60,8 +60,8 @@ def license_texts(version: ModelVersion) -> list[tuple[str, str]]:
 
 def source_page(version: ModelVersion) -> str:
     """Where people read about it at its source; empty: nowhere that is known."""
-    repo, _, commit = version.source.removeprefix("hf://").rpartition("@")
-    return f"{settings.HUB_ENDPOINT}/{repo}/tree/{commit}" if version.source.startswith("hf://") and repo else ""
+    origin = origin_of(version.source)
+    return f"{settings.HUB_ENDPOINT}/{origin[0]}/tree/{origin[1]}" if origin else ""
 
 
 def waits_for_acceptance(version: ModelVersion) -> bool:
@@ -101,11 +101,8 @@ def reinspect(version: ModelVersion) -> None:
 
     Raises NotReady, DamagedModel, LocationUnreachable (the row stays as it is).
     """
-    if version.state != VersionState.READY:
-        raise NotReady(f"{version} is not ready ({version.get_state_display()}).")
-    folder = version_folder(version)
-    facts = inspect_version(folder, msgspec.convert(version.manifest, Manifest))
-    describe_facts(version, facts)
+    manifest = manifest_of(version)
+    describe_facts(version, inspect_version(version_folder(version), manifest))
     fields = ("format", "architecture", "quantization", "modality", "license", "scan", "flagged", "metadata")
     numbers = ("parameter_count", "active_parameter_count", "context_tokens", "layers", "hidden_size")
     version.save(update_fields=[*fields, *numbers, "heads", "kv_heads", "head_dim"])

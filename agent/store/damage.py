@@ -44,18 +44,16 @@ class Damage:
         changed = self._shelf.relink(set(sha256s))
         for label, file in changed:
             log.info("store.mended", model=label.model_name, file=file.path, blob=file.sha256)
-        now = time.time()
-        read = {f"{label.model_name}: {file.path}": now for label, file in changed if label.manifest.digest in used}
+        read = [f"{label.model_name}: {file.path}" for label, file in changed if label.manifest.digest in used]
         if read:
-            recent = {name: at for name, at in self.mended.items() if now - at < _TOLD_S}
-            self.mended = {**recent, **read}
+            self.mended = {**self._recently_mended(), **dict.fromkeys(read, time.time())}
             self._shelf.keep_times("mended", self.mended)
         for sha256 in sha256s:
             self.files.pop(sha256, None)
 
     def alarm(self) -> str:
         """What engines may have read before it was found, for a day."""
-        recent = {name: at for name, at in self.mended.items() if time.time() - at < _TOLD_S}
+        recent = self._recently_mended()
         if not recent:
             return ""
         latest = datetime.fromtimestamp(max(recent.values()), UTC)
@@ -67,10 +65,13 @@ class Damage:
             "they may have read the damage"
         )
 
+    def _recently_mended(self) -> dict[str, float]:
+        return {name: at for name, at in self.mended.items() if time.time() - at < _TOLD_S}
+
     def take_over(self, in_use: Collection[Manifest]) -> None:
         """What an earlier agent left: it may have been killed before it had mended all."""
         self.mended = self._shelf.times("mended")
-        files = {file.sha256: file for label, _ in self._shelf.labels() for file in label.manifest.files}
+        files = self._shelf.files()
         self.files = {sha256: file for sha256, file in files.items() if not self._shelf.has_blob(file)}
         try:
             self.relink(files.keys() - self.files.keys(), in_use)
@@ -79,5 +80,5 @@ class Damage:
 
     def forget_what_went(self) -> None:
         """Files that no checkout has any more."""
-        here = {file.sha256 for label, _ in self._shelf.labels() for file in label.manifest.files}
+        here = self._shelf.files()
         self.files = {sha256: file for sha256, file in self.files.items() if sha256 in here}

@@ -88,7 +88,7 @@ class Scrub:
             if self._policy().scrub_every_s is None:
                 break
             await self._check(file)
-            await self._mend()  # again: all there is may take days to read
+            await self._mend()  # what was found just now, and before: all there is may take days to read
         await asyncio.to_thread(self._keep)
 
     def _due(self) -> list[ManifestFile]:
@@ -98,8 +98,7 @@ class Scrub:
         if every_s is None:
             return []
         now, due = time.time(), []
-        files = {file.sha256: file for label, _ in self._store.shelf.labels() for file in label.manifest.files}
-        for file in files.values():
+        for file in self._store.shelf.files().values():
             with suppress(OSError):  # it is on its way, or went just now
                 came_at = self._store.shelf.blob(file.sha256).stat().st_mtime
                 read_at = self._times.get(file.sha256, came_at)
@@ -121,7 +120,6 @@ class Scrub:
             problem = f"cannot be read ({error.strerror or error})"
         if problem:
             await self._store.note_damaged(file, problem)
-            await self._mend()
             return
         self._times[file.sha256] = began
         if self._keep_at <= time.monotonic():

@@ -105,6 +105,10 @@ class Shelf:
         here = [one for one in found.values() if self.checkout(one[1].manifest.digest).is_dir()]
         return [(label, mtime_ns / 1e9) for (_, _, mtime_ns), label in here]
 
+    def files(self) -> dict[str, ManifestFile]:
+        """Every file of every checkout, by its sha256."""
+        return {file.sha256: file for label, _ in self.labels() for file in label.manifest.files}
+
     def label(self, manifest: Manifest, model_name: str) -> None:
         """Note what a checkout is, and that it is used now."""
         path = self._label(manifest.digest)

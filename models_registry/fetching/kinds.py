@@ -43,18 +43,20 @@ def give_back(job: ImportJob) -> None:
 
     What came of it stays for the next one.
     """
-    with suppress(Problem, OSError):  # its disk is away, or its secret cannot be read any more
-        store = store_of(job)
-        for item in _known_items(job):
-            partial.give_back(store.downloads / item.place)
+    _with_each_file(job, partial.give_back)
 
 
 def keep(job: ImportJob) -> None:
     """What of a paused import has come is not old, however long it is paused."""
-    with suppress(Problem, OSError):
+    _with_each_file(job, partial.keep)
+
+
+def _with_each_file(job: ImportJob, act: Callable[[Path], None]) -> None:
+    """Of an import that is not under way, where each is, or would be, on its way."""
+    with suppress(Problem, OSError):  # its disk is away, or its secret cannot be read any more
         store = store_of(job)
         for item in _known_items(job):
-            partial.keep(store.downloads / item.place)
+            act(store.downloads / item.place)
 
 
 def _known_items(job: ImportJob) -> list[work.Item]:

@@ -26,6 +26,7 @@ from wire.errors import BadMessage
 from wire.manifest import check_path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_SCHEME = "hf://"
 _KNOCK_S = 5.0
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 
@@ -178,3 +179,14 @@ def _license(tags: Iterable[str]) -> str:
 
 def _short(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+
+
+def source_of(repo: str, commit: str) -> str:
+    """How a version keeps where in a Hub it came from."""
+    return f"{_SCHEME}{repo}@{commit}"
+
+
+def origin_of(source: str) -> tuple[str, str] | None:
+    """(repository, commit) of what `source_of` made; None: it came from elsewhere."""
+    repo, _, commit = source.removeprefix(_SCHEME).rpartition("@")
+    return (repo, commit) if source.startswith(_SCHEME) and repo else None

@@ -12,6 +12,7 @@ from django.db import IntegrityError, transaction
 from fleet.sealed import seal
 from models_registry.errors import InvalidToken, TokenNameTaken
 from models_registry.hub.choose import Choice
+from models_registry.hub.client import source_of
 from models_registry.hub.imports import look_up, spec_of
 from models_registry.location_models import StorageLocation
 from models_registry.locations.room import choose
@@ -59,7 +60,7 @@ def start_hub_import(
         queued_at=now,
     )
     about = {"imported_by": by, "license": spec.license[:200], "gated": spec.gated, "hub_token": token}
-    return begin(name, version, job, source=f"hf://{model.repo}@{model.commit}", **about)
+    return begin(name, version, job, source=source_of(model.repo, model.commit), **about)
 
 
 def save_token(name: str, token: str, project: str = "") -> HubToken:

@@ -20,7 +20,7 @@ from models_registry.download.partial import Busy, Partial
 from models_registry.download.remote import Remote
 from models_registry.download.transfer import Wanted
 from models_registry.errors import LocationUnreachable, RegistryError
-from models_registry.hub.client import Hub
+from models_registry.hub.client import Hub, origin_of
 from models_registry.location_models import InPlaceFile, StorageLocation
 from models_registry.locations.find import is_as_hashed
 from models_registry.locations.places import reach
@@ -57,9 +57,10 @@ def from_locations(version: ModelVersion, file: ManifestFile, place: Path) -> bo
 
 def from_hub(version: ModelVersion, file: ManifestFile, place: Path) -> bool:
     """From where it came, at the commit that was taken: by the token it came with, `HF_TOKEN`, those of no project."""
-    repo, _, commit = version.source.removeprefix("hf://").rpartition("@")
-    if not version.source.startswith("hf://") or not repo:
+    origin = origin_of(version.source)
+    if origin is None:
         return False
+    repo, commit = origin
     kept = HubToken.objects.filter(Q(pk=version.hub_token_id) | Q(project=""))
     texts = {row.pk: unseal(row.sealed_token) for row in kept}
     own = texts.pop(version.hub_token_id, None)
